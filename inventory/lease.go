@@ -1,0 +1,61 @@
+package inventory
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// Lease is one address given to one client.
+type Lease struct {
+	MAC      string // as net.HardwareAddr prints it
+	IP       netip.Addr
+	State    string
+	HostName string
+	Network  string
+	Expires  time.Time // to the second
+}
+
+// Leases returns all leases, expired ones too.
+func (d *DB) Leases(ctx context.Context) ([]Lease, error) {
+	rows, err := d.db.QueryContext(ctx, `SELECT mac, ip, state, hostname, network, expires FROM leases ORDER BY mac`)
+	if err != nil {
+		return nil, fmt.Errorf("read leases: %w", err)
+	}
+	defer rows.Close()
+	var out []Lease
+	for rows.Next() {
+		var l Lease
+		var ip string
+		var exp int64
+		if err := rows.Scan(&l.MAC, &ip, &l.State, &l.HostName, &l.Network, &exp); err != nil {
+			return nil, fmt.Errorf("read leases: %w", err)
+		}
+		if l.IP, err = netip.ParseAddr(ip); err != nil {
+			return nil, fmt.Errorf("read lease of %s: %w", l.MAC, err)
+		}
+		l.Expires = time.Unix(exp, 0)
+		out = append(out, l)
+	}
+	return out, rows.Err()
+}
+
+// SaveLease stores l; when it returns, the lease survives a power cut.
+func (d *DB) SaveLease(ctx context.Context, l Lease) error {
+	_, err := d.db.ExecContext(ctx, `INSERT INTO leases (mac, ip, state, hostname, network, expires) VALUES (?,?,?,?,?,?)
+		ON CONFLICT (mac) DO UPDATE SET ip=excluded.ip, state=excluded.state, hostname=excluded.hostname, network=excluded.network, expires=excluded.expires`,
+		l.MAC, l.IP.String(), l.State, l.HostName, l.Network, l.Expires.Unix())
+	if err != nil {
+		return fmt.Errorf("save lease of %s: %w", l.MAC, err)
+	}
+	return nil
+}
+
+// DeleteLease forgets the lease of mac, if there is one.
+func (d *DB) DeleteLease(ctx context.Context, mac string) error {
+	if _, err := d.db.ExecContext(ctx, `DELETE FROM leases WHERE mac=?`, mac); err != nil {
+		return fmt.Errorf("delete lease of %s: %w", mac, err)
+	}
+	return nil
+}
