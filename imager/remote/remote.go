@@ -1,0 +1,240 @@
+// Package remote reaches a node over SSH: it pins the host key, uploads the agent and runs it.
+package remote
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/crypto/ssh/agent"
+	"golang.org/x/crypto/ssh/knownhosts"
+)
+
+// Kinds of failure; errors.Is tells them apart.
+var (
+	ErrHostKey = errors.New("the host key is not the one that was pinned")
+	ErrNoPin   = errors.New("no host key is known for this host")
+	ErrAuth    = errors.New("the node accepts none of the keys")
+)
+
+// Target says which host is meant and how its identity and ours are proven.
+type Target struct {
+	// config
+	Name string // for messages
+	Addr string // host:port
+	User string
+	// Pinned are the host keys that are accepted, in authorized_keys form. When
+	// it is empty, KnownHosts files decide (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT).
+	Pinned     []string
+	KnownHosts []string
+	// Identities are private key files, tried in order after the ssh-agent.
+	Identities []string
+	// Dial opens the TCP connection; nil means net.Dialer.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	// Timeout bounds the connection and the handshake; 0 means 15 s.
+	Timeout time.Duration
+}
+
+// Conn is one authenticated SSH connection.
+type Conn struct {
+	target Target
+	client *ssh.Client
+	agent  io.Closer // the ssh-agent's socket
+}
+
+// Dial connects to t. The context bounds the handshake only; a connection
+// that is given up is closed with Close.
+func Dial(ctx context.Context, t Target) (*Conn, error) {
+	c, err := dial(ctx, t)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %q (%s): %w", t.Name, t.Addr, err)
+	}
+	return c, nil
+}
+
+func dial(ctx context.Context, t Target) (*Conn, error) {
+	if t.Timeout == 0 {
+		t.Timeout = 15 * time.Second
+	}
+	ctx, cancel := context.WithTimeout(ctx, t.Timeout)
+	defer cancel()
+	check, algos, err := t.hostKeyCheck()
+	if err != nil {
+		return nil, err
+	}
+	signers, sock, err := t.signers()
+	if err != nil {
+		return nil, err
+	}
+	c := &Conn{target: t, agent: sock}
+	open := t.Dial
+	if open == nil {
+		open = (&net.Dialer{}).DialContext
+	}
+	nc, err := open(ctx, "tcp", t.Addr)
+	if err != nil {
+		return nil, errors.Join(err, c.closeAgent())
+	}
+	stop := context.AfterFunc(ctx, func() { nc.Close() })
+	cfg := &ssh.ClientConfig{
+		User: t.User, Auth: []ssh.AuthMethod{ssh.PublicKeys(signers...)},
+		HostKeyCallback: check, HostKeyAlgorithms: algos, Timeout: t.Timeout,
+	}
+	sc, chans, reqs, err := ssh.NewClientConn(nc, t.Addr, cfg)
+	if !stop() && err == nil {
+		sc.Close()
+		err = ctx.Err()
+	}
+	if err != nil {
+		nc.Close()
+		if strings.Contains(err.Error(), "unable to authenticate") {
+			err = fmt.Errorf("%w: user %q, %d keys tried: %v", ErrAuth, t.User, len(signers), err)
+		}
+		return nil, errors.Join(err, c.closeAgent())
+	}
+	c.client = ssh.NewClient(sc, chans, reqs)
+	go c.keepAlive()
+	return c, nil
+}
+
+// keepAlive closes the connection when the peer does not answer for half a
+// minute, so that a cut cable ends the wait.
+func (c *Conn) keepAlive() {
+	for {
+		time.Sleep(10 * time.Second)
+		answered := make(chan error, 1)
+		go func() {
+			_, _, err := c.client.SendRequest("keepalive@openssh.com", true, nil)
+			answered <- err
+		}()
+		select {
+		case err := <-answered:
+			if err != nil {
+				return
+			}
+		case <-time.After(30 * time.Second):
+			c.client.Close()
+			return
+		}
+	}
+}
+
+func (t Target) hostKeyCheck() (ssh.HostKeyCallback, []string, error) {
+	if len(t.Pinned) > 0 {
+		var keys []ssh.PublicKey
+		var algos []string
+		for _, line := range t.Pinned {
+			k, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line))
+			if err != nil {
+				return nil, nil, fmt.Errorf("pinned host key of %q: %w", t.Name, err)
+			}
+			keys = append(keys, k)
+			if k.Type() == ssh.KeyAlgoRSA {
+				algos = append(algos, ssh.KeyAlgoRSASHA512, ssh.KeyAlgoRSASHA256)
+			}
+			algos = append(algos, k.Type())
+		}
+		return func(_ string, _ net.Addr, got ssh.PublicKey) error {
+			for _, k := range keys {
+				if bytes.Equal(k.Marshal(), got.Marshal()) {
+					return nil
+				}
+			}
+			return fmt.Errorf("%w: it shows %s", ErrHostKey, ssh.FingerprintSHA256(got))
+		}, algos, nil
+	}
+	var files []string
+	for _, f := range t.KnownHosts {
+		if _, err := os.Stat(f); err == nil {
+			files = append(files, f)
+		}
+	}
+	if len(files) == 0 {
+		return nil, nil, fmt.Errorf("%w: looked in %s", ErrNoPin, strings.Join(t.KnownHosts, ", "))
+	}
+	kh, err := knownhosts.New(files...)
+	if err != nil {
+		return nil, nil, fmt.Errorf("known hosts: %w", err)
+	}
+	return func(host string, addr net.Addr, key ssh.PublicKey) error {
+		err := kh(host, addr, key)
+		var ke *knownhosts.KeyError
+		if errors.As(err, &ke) && len(ke.Want) == 0 {
+			return fmt.Errorf("%w in %s; it shows %s", ErrNoPin, strings.Join(files, ", "), ssh.FingerprintSHA256(key))
+		} else if errors.As(err, &ke) {
+			return fmt.Errorf("%w (%s:%d); it shows %s", ErrHostKey, ke.Want[0].Filename, ke.Want[0].Line, ssh.FingerprintSHA256(key))
+		}
+		return err
+	}, nil, nil
+}
+
+// signers gathers the keys of the ssh-agent and of the identity files. Files
+// that are missing or locked by a passphrase are passed over.
+func (t Target) signers() ([]ssh.Signer, io.Closer, error) {
+	var out []ssh.Signer
+	var tried []string
+	for _, f := range t.Identities {
+		pem, err := os.ReadFile(f)
+		if err != nil {
+			tried = append(tried, err.Error())
+			continue
+		}
+		s, err := ssh.ParsePrivateKey(pem)
+		if err != nil {
+			tried = append(tried, fmt.Sprintf("%s: %v", f, err))
+			continue
+		}
+		out = append(out, s)
+	}
+	var sock net.Conn
+	if path := os.Getenv("SSH_AUTH_SOCK"); path != "" {
+		if c, err := net.Dial("unix", path); err == nil {
+			sock = c
+			if more, err := agent.NewClient(c).Signers(); err == nil {
+				out = append(out, more...)
+			}
+		}
+	}
+	if len(out) == 0 {
+		return nil, nil, fmt.Errorf("no SSH key to log in with: %s", strings.Join(append(tried, "no key in the ssh-agent"), "; "))
+	}
+	if sock == nil {
+		return out, nil, nil
+	}
+	return out, sock, nil
+}
+
+// DefaultIdentities returns site first, if not empty, and the usual key files
+// of the person who runs ingot.
+func DefaultIdentities(site string) []string {
+	var out []string
+	if site != "" {
+		out = append(out, site)
+	}
+	if home, err := os.UserHomeDir(); err == nil {
+		for _, n := range []string{"id_ed25519", "id_ecdsa", "id_rsa"} {
+			out = append(out, filepath.Join(home, ".ssh", n))
+		}
+	}
+	return out
+}
+
+// Close ends the connection.
+func (c *Conn) Close() error {
+	return errors.Join(c.client.Close(), c.closeAgent())
+}
+
+func (c *Conn) closeAgent() error {
+	if c.agent == nil {
+		return nil
+	}
+	return c.agent.Close()
+}

@@ -1,0 +1,289 @@
+// Package wire carries framed messages between the controller and the agent of a node over one byte stream.
+//
+// A frame is one byte of kind, four bytes of big-endian payload length and the
+// payload. Control payloads are JSON; chunk payloads are zstd-compressed runs
+// of (32 bytes of SHA-256, 4 bytes of big-endian length, content). Blobs
+// (manifests) are zstd-compressed and may span several frames, the last of
+// which is shorter than BlobPart.
+package wire
+
+import (
+	"bufio"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// Protocol is the version of what is spoken; both sides must say the same.
+const Protocol = 1
+
+// Limits of one frame and of one blob, in bytes. A hostile peer cannot make
+// the other side allocate more.
+const (
+	MaxFrame = 8 << 20
+	BlobPart = 4 << 20
+	MaxBlob  = 1 << 30
+)
+
+// Kind tells what a frame holds.
+type Kind byte
+
+// The kinds of frames.
+const (
+	KindHello    Kind = 'H' // JSON Hello, the first frame in each direction
+	KindRequest  Kind = 'R' // JSON, what the controller asks
+	KindAnswer   Kind = 'A' // JSON, what the agent answers
+	KindError    Kind = 'E' // JSON Error, instead of an answer
+	KindProgress Kind = 'P' // JSON Progress, at any time from the agent
+	KindBlob     Kind = 'B' // a part of a blob
+	KindWant     Kind = 'W' // chunk IDs that the sender asks for
+	KindHave     Kind = 'V' // chunk IDs that the sender could send
+	KindMissing  Kind = 'M' // answer to KindHave: those that are wanted
+	KindChunks   Kind = 'C' // chunks
+	KindEnd      Kind = 'Z' // no more chunks for the last KindWant
+)
+
+// Hello is the first message of each side.
+type Hello struct {
+	Protocol int    `json:"protocol"`
+	Version  string `json:"version"` // of the program
+}
+
+// Error is a refusal or a failure of the peer.
+type Error struct {
+	Kind string `json:"kind"` // busy, conflict, space, corrupt, failed ...
+	Text string `json:"text"`
+	Hint string `json:"hint,omitempty"`
+}
+
+func (e *Error) Error() string { return e.Text }
+
+// Progress is how far the agent has come with its present task.
+type Progress struct {
+	Task  string `json:"task"`
+	Done  int64  `json:"done"`  // bytes, or entries where the task has no bytes
+	Total int64  `json:"total"` // 0: unknown
+}
+
+// ErrVersion says that the two sides are of different versions.
+var ErrVersion = errors.New("agent and controller speak different versions")
+
+// Conn is one end of the stream. Sends are safe for concurrent use; receives
+// belong to one goroutine.
+type Conn struct {
+	mu  sync.Mutex
+	w   *bufio.Writer
+	r   *bufio.Reader
+	enc *zstd.Encoder
+	dec *zstd.Decoder
+
+	sent, received counter
+}
+
+// New returns a Conn that reads r and writes w.
+func New(r io.Reader, w io.Writer) *Conn {
+	c := &Conn{}
+	c.r = bufio.NewReaderSize(io.TeeReader(r, &c.received), 256<<10)
+	c.w = bufio.NewWriterSize(io.MultiWriter(w, &c.sent), 256<<10)
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
+	if err != nil {
+		panic("BUG: zstd options: " + err.Error())
+	}
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(MaxBlob))
+	if err != nil {
+		panic("BUG: zstd options: " + err.Error())
+	}
+	c.enc, c.dec = enc, dec
+	return c
+}
+
+// Sent and Received return the bytes that crossed the stream so far.
+func (c *Conn) Sent() int64     { return c.sent.n() }
+func (c *Conn) Received() int64 { return c.received.n() }
+
+// Frame is one received frame.
+type Frame struct {
+	Kind    Kind
+	Payload []byte
+}
+
+// Send sends v as JSON.
+func (c *Conn) Send(k Kind, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("send %c: %w", k, err)
+	}
+	return c.SendRaw(k, b)
+}
+
+// SendRaw sends one frame and flushes it.
+func (c *Conn) SendRaw(k Kind, payload []byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.put(k, payload); err != nil {
+		return err
+	}
+	if err := c.w.Flush(); err != nil {
+		return fmt.Errorf("send to the peer: %w", err)
+	}
+	return nil
+}
+
+func (c *Conn) put(k Kind, payload []byte) error {
+	if len(payload) > MaxFrame {
+		return fmt.Errorf("send %c: %d bytes in one frame, the limit is %d", k, len(payload), MaxFrame)
+	}
+	var head [5]byte
+	head[0] = byte(k)
+	binary.BigEndian.PutUint32(head[1:], uint32(len(payload)))
+	if _, err := c.w.Write(head[:]); err != nil {
+		return fmt.Errorf("send to the peer: %w", err)
+	}
+	if _, err := c.w.Write(payload); err != nil {
+		return fmt.Errorf("send to the peer: %w", err)
+	}
+	return nil
+}
+
+// Recv returns the next frame. io.EOF means that the peer closed between frames.
+func (c *Conn) Recv() (Frame, error) {
+	var head [5]byte
+	if _, err := io.ReadFull(c.r, head[:1]); err != nil {
+		if errors.Is(err, io.EOF) {
+			return Frame{}, io.EOF
+		}
+		return Frame{}, fmt.Errorf("receive from the peer: %w", err)
+	}
+	if _, err := io.ReadFull(c.r, head[1:]); err != nil {
+		return Frame{}, fmt.Errorf("receive from the peer: frame cut short: %w", unexpected(err))
+	}
+	n := binary.BigEndian.Uint32(head[1:])
+	if n > MaxFrame {
+		return Frame{}, fmt.Errorf("receive from the peer: frame %q announces %d bytes, the limit is %d", head[0], n, MaxFrame)
+	}
+	p := make([]byte, n)
+	if _, err := io.ReadFull(c.r, p); err != nil {
+		return Frame{}, fmt.Errorf("receive from the peer: frame cut short: %w", unexpected(err))
+	}
+	return Frame{Kind(head[0]), p}, nil
+}
+
+func unexpected(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// Expect receives a frame of kind k into v (nil: not decoded). An Error frame
+// is returned as *Error; progress frames are handed to progress, if not nil.
+func (c *Conn) Expect(k Kind, v any, progress func(Progress)) error {
+	f, err := c.next(progress)
+	if err != nil {
+		return err
+	}
+	return f.decode(k, v)
+}
+
+// next returns the next frame that is neither progress nor an error.
+func (c *Conn) next(progress func(Progress)) (Frame, error) {
+	for {
+		f, err := c.Recv()
+		if err != nil {
+			return Frame{}, err
+		}
+		switch f.Kind {
+		case KindProgress:
+			var p Progress
+			if err := json.Unmarshal(f.Payload, &p); err != nil {
+				return Frame{}, fmt.Errorf("receive progress: %w", err)
+			}
+			if progress != nil {
+				progress(p)
+			}
+		case KindError:
+			e := &Error{}
+			if err := json.Unmarshal(f.Payload, e); err != nil {
+				return Frame{}, fmt.Errorf("receive an error: %w", err)
+			}
+			return Frame{}, e
+		default:
+			return f, nil
+		}
+	}
+}
+
+func (f Frame) decode(k Kind, v any) error {
+	if f.Kind != k {
+		return fmt.Errorf("receive from the peer: got frame %q, want %q", byte(f.Kind), byte(k))
+	}
+	if v == nil {
+		return nil
+	}
+	if err := json.Unmarshal(f.Payload, v); err != nil {
+		return fmt.Errorf("receive %q: %w", byte(k), err)
+	}
+	return nil
+}
+
+// Greet exchanges Hello and refuses a peer of another protocol or version.
+func (c *Conn) Greet(version string) error {
+	if err := c.Send(KindHello, Hello{Protocol, version}); err != nil {
+		return err
+	}
+	var h Hello
+	if err := c.Expect(KindHello, &h, nil); err != nil {
+		return fmt.Errorf("greet the peer: %w", err)
+	}
+	if h.Protocol != Protocol || h.Version != version {
+		return fmt.Errorf("%w: here protocol %d of ingot %s, there protocol %d of ingot %s", ErrVersion, Protocol, version, h.Protocol, h.Version)
+	}
+	return nil
+}
+
+// SendBlob sends b compressed.
+func (c *Conn) SendBlob(b []byte) error {
+	if len(b) > MaxBlob {
+		return fmt.Errorf("send blob: %d bytes, the limit is %d", len(b), MaxBlob)
+	}
+	z := c.enc.EncodeAll(b, nil)
+	for {
+		n := min(len(z), BlobPart)
+		if err := c.SendRaw(KindBlob, z[:n]); err != nil {
+			return err
+		}
+		if z = z[n:]; n < BlobPart {
+			return nil
+		}
+	}
+}
+
+// RecvBlob receives what SendBlob sent.
+func (c *Conn) RecvBlob(progress func(Progress)) ([]byte, error) {
+	var z []byte
+	for {
+		f, err := c.next(progress)
+		if err != nil {
+			return nil, err
+		}
+		if err := f.decode(KindBlob, nil); err != nil {
+			return nil, err
+		}
+		if z = append(z, f.Payload...); len(z) > MaxBlob {
+			return nil, fmt.Errorf("receive blob: over %d bytes", MaxBlob)
+		}
+		if len(f.Payload) < BlobPart {
+			break
+		}
+	}
+	b, err := c.dec.DecodeAll(z, nil)
+	if err != nil {
+		return nil, fmt.Errorf("receive blob: %w", err)
+	}
+	return b, nil
+}
