@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -89,10 +90,10 @@ func (c *Client) End(ctx context.Context, e Ending) error {
 }
 
 // Armed asks whether the node has been armed for another attempt.
-func (c *Client) Armed(ctx context.Context) (bool, error) {
+func (c *Client) Armed(ctx context.Context, node string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	b, err := c.once(ctx, http.MethodGet, PathArmed, nil)
+	b, err := c.once(ctx, http.MethodGet, PathArmed+"?node="+url.QueryEscape(node), nil)
 	if err != nil {
 		return false, err
 	}
