@@ -1,0 +1,161 @@
+// Package imager captures trees into images and pushes images to nodes: orchestration only; the agent on the node does the work there.
+package imager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"ingot/imager/wire"
+	"ingot/internal/digest"
+	"ingot/internal/manifest"
+)
+
+// Source gives chunks: every distinct ID once, verified, in the source's best
+// order, perhaps from several goroutines at once; data is valid during fn only.
+type Source interface {
+	Fetch(ctx context.Context, ids []digest.ID, fn func(id digest.ID, data []byte) error) error
+}
+
+// Sink takes chunks.
+type Sink interface {
+	Missing(ctx context.Context, ids []digest.ID) ([]digest.ID, error)
+	Put(ctx context.Context, id digest.ID, data []byte) error
+}
+
+// Push makes the tree that the agent at the other end of c sees equal to
+// target and returns the plan that was carried out. decide sees the plan
+// before anything is staged; its error ends the push with nothing changed.
+func Push(ctx context.Context, c *wire.Conn, req wire.Request, target *manifest.Manifest, src Source,
+	decide func(wire.Plan) error, progress func(wire.Progress)) (wire.Plan, wire.Done, error) {
+	req.Verb = wire.VerbPush
+	var plan wire.Plan
+	var done wire.Done
+	if err := c.Send(wire.KindRequest, req); err != nil {
+		return plan, done, err
+	}
+	if err := c.SendBlob(target.Encode()); err != nil {
+		return plan, done, err
+	}
+	if err := c.Expect(wire.KindAnswer, &plan, progress); err != nil {
+		return plan, done, err
+	}
+	if err := decide(plan); err != nil || req.DryRun {
+		return plan, done, errors.Join(err, c.SendRaw(wire.KindEnd, nil))
+	}
+	if err := c.SendRaw(wire.KindRequest, nil); err != nil {
+		return plan, done, err
+	}
+	for {
+		f, err := c.Next(progress)
+		if err != nil {
+			return plan, done, err
+		}
+		switch f.Kind {
+		case wire.KindWant:
+			if err := serveChunks(ctx, c, f, src); err != nil {
+				return plan, done, err
+			}
+		case wire.KindAnswer:
+			return plan, done, f.Unmarshal(&done)
+		default:
+			return plan, done, fmt.Errorf("push: unexpected frame %q from the agent", byte(f.Kind))
+		}
+	}
+}
+
+// serveChunks answers one KindWant.
+func serveChunks(ctx context.Context, c *wire.Conn, f wire.Frame, src Source) error {
+	ids, err := c.IDs(f)
+	if err != nil {
+		return err
+	}
+	b := c.NewBatch()
+	if err := src.Fetch(ctx, ids, b.Add); err != nil {
+		return fmt.Errorf("read the image: %w", err)
+	}
+	if err := b.Flush(); err != nil {
+		return err
+	}
+	return c.SendRaw(wire.KindEnd, nil)
+}
+
+// Rollback takes the node back to generation req.To, or to the one before.
+func Rollback(c *wire.Conn, req wire.Request, decide func(wire.Plan) error, progress func(wire.Progress)) (wire.Plan, wire.Done, error) {
+	req.Verb = wire.VerbRollback
+	var plan wire.Plan
+	var done wire.Done
+	if err := c.Send(wire.KindRequest, req); err != nil {
+		return plan, done, err
+	}
+	if err := c.Expect(wire.KindAnswer, &plan, progress); err != nil {
+		return plan, done, err
+	}
+	if err := decide(plan); err != nil || req.DryRun {
+		return plan, done, errors.Join(err, c.SendRaw(wire.KindEnd, nil))
+	}
+	if err := c.SendRaw(wire.KindRequest, nil); err != nil {
+		return plan, done, err
+	}
+	return plan, done, c.Expect(wire.KindAnswer, &done, progress)
+}
+
+// Generations lists what the node keeps.
+func Generations(c *wire.Conn, dir string) ([]wire.Generation, error) {
+	var out []wire.Generation
+	if err := c.Send(wire.KindRequest, wire.Request{Verb: wire.VerbGenerations, Dir: dir}); err != nil {
+		return nil, err
+	}
+	return out, c.Expect(wire.KindAnswer, &out, nil)
+}
+
+// Capture receives the tree below req.Dir: chunks that sink lacks cross the
+// stream and are put into it. The manifest is for the caller to publish, once
+// the sink's chunks are durable.
+func Capture(ctx context.Context, c *wire.Conn, req wire.Request, sink Sink, progress func(wire.Progress)) (*manifest.Manifest, wire.Captured, error) {
+	req.Verb = wire.VerbCapture
+	var stats wire.Captured
+	if err := c.Send(wire.KindRequest, req); err != nil {
+		return nil, stats, err
+	}
+	for {
+		f, err := c.Next(progress)
+		if err != nil {
+			return nil, stats, err
+		}
+		switch f.Kind {
+		case wire.KindHave:
+			if err := answerHave(ctx, c, f, sink); err != nil {
+				return nil, stats, err
+			}
+		case wire.KindChunks:
+			if err := c.Chunks(f, func(id digest.ID, data []byte) error { return sink.Put(ctx, id, data) }); err != nil {
+				return nil, stats, err
+			}
+		case wire.KindAnswer:
+			if err := f.Unmarshal(&stats); err != nil {
+				return nil, stats, err
+			}
+			b, err := c.RecvBlob(progress)
+			if err != nil {
+				return nil, stats, err
+			}
+			m, err := manifest.Decode(b)
+			return m, stats, err
+		default:
+			return nil, stats, fmt.Errorf("capture: unexpected frame %q from the agent", byte(f.Kind))
+		}
+	}
+}
+
+func answerHave(ctx context.Context, c *wire.Conn, f wire.Frame, sink Sink) error {
+	ids, err := c.IDs(f)
+	if err != nil {
+		return err
+	}
+	missing, err := sink.Missing(ctx, ids)
+	if err != nil {
+		return err
+	}
+	return c.SendIDs(wire.KindMissing, missing)
+}

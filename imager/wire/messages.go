@@ -1,0 +1,84 @@
+package wire
+
+import "ingot/internal/digest"
+
+// Verb is what a request asks for.
+type Verb string
+
+// The verbs. Each is one exchange over one stream; docs/ARCHITECTURE.md draws them.
+const (
+	VerbPush        Verb = "push"        // then the target manifest as a blob
+	VerbRollback    Verb = "rollback"    // needs no bytes from us
+	VerbCapture     Verb = "capture"     // chunks and then the manifest come back
+	VerbGenerations Verb = "generations" // answers []Generation
+)
+
+// Request is what the controller asks of the agent.
+type Request struct {
+	Verb Verb   `json:"verb"`
+	Dir  string `json:"dir"` // top of the tree; "/" on a node
+	By   string `json:"by"`
+
+	DryRun bool `json:"dry_run,omitempty"`
+
+	// push
+	Ref       string    `json:"ref,omitempty"`    // the image as the operator named it
+	Image     digest.ID `json:"image,omitzero"`   // of its manifest
+	Overlay   digest.ID `json:"overlay,omitzero"` // of the overlay's manifest
+	NodeOwned []string  `json:"node_owned,omitempty"`
+	Keep      []string  `json:"keep,omitempty"` // local changes that stay
+	Take      []string  `json:"take,omitempty"` // local changes that the image replaces
+
+	// rollback
+	To int `json:"to,omitempty"` // generation; 0: the one before
+
+	// capture
+	Exclude []string `json:"exclude,omitempty"`
+}
+
+// Plan is what a push or a rollback would do to the node.
+type Plan struct {
+	Changes   []Change `json:"changes"`
+	Notes     []string `json:"notes,omitempty"` // what is left alone, and why
+	Conflicts []Change `json:"conflicts,omitempty"`
+	Need      int      `json:"need"`       // chunks to send
+	NeedBytes int64    `json:"need_bytes"` // before compression
+	From      int      `json:"from"`       // generation that runs now
+}
+
+// Change is one entry that differs.
+type Change struct {
+	Path string `json:"path"`
+	Kind string `json:"kind"` // add replace delete meta
+	Why  string `json:"why,omitempty"`
+}
+
+// Done is the ending of a push or a rollback.
+type Done struct {
+	Generation Generation `json:"generation"`
+	Unchanged  bool       `json:"unchanged,omitempty"`
+	Notes      []string   `json:"notes,omitempty"`
+	// SwitchSeconds is how long the node was between two generations.
+	SwitchSeconds float64 `json:"switch_seconds"`
+}
+
+// Generation is one state that the node was brought to.
+type Generation struct {
+	Number  int       `json:"number"`
+	Kind    string    `json:"kind"` // install push rollback
+	Ref     string    `json:"ref"`
+	Image   digest.ID `json:"image"`
+	Overlay digest.ID `json:"overlay,omitzero"`
+	Mode    string    `json:"mode"`
+	By      string    `json:"by"`
+	Time    int64     `json:"time"` // Unix seconds
+	Current bool      `json:"current,omitempty"`
+}
+
+// Captured is the ending of a capture; the manifest follows as a blob.
+type Captured struct {
+	Entries int      `json:"entries"`
+	Bytes   int64    `json:"bytes"`
+	Sent    int64    `json:"sent"` // bytes of chunks that the store did not have
+	Notes   []string `json:"notes,omitempty"`
+}

@@ -1,0 +1,100 @@
+package wire
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"ingot/internal/digest"
+)
+
+// Puller is a source of chunks at the other end: Fetch asks for them and the
+// peer sends them. One Fetch at a time.
+type Puller struct{ C *Conn }
+
+// Fetch implements the chunk sources of rollback and tree.
+func (p Puller) Fetch(ctx context.Context, ids []digest.ID, fn func(id digest.ID, data []byte) error) error {
+	want := make(map[digest.ID]bool, len(ids))
+	var distinct []digest.ID
+	for _, id := range ids {
+		if !want[id] {
+			want[id] = true
+			distinct = append(distinct, id)
+		}
+	}
+	if len(distinct) == 0 {
+		return nil
+	}
+	if err := p.C.SendIDs(KindWant, distinct); err != nil {
+		return err
+	}
+	for {
+		f, err := p.C.Next(nil)
+		if err != nil {
+			return fmt.Errorf("fetch chunks: %w", err)
+		}
+		switch f.Kind {
+		case KindEnd:
+			if n := len(want); n > 0 {
+				return fmt.Errorf("fetch chunks: the peer ended with %d of %d chunks unsent", n, len(distinct))
+			}
+			return nil
+		case KindChunks:
+			err := p.C.Chunks(f, func(id digest.ID, data []byte) error {
+				if !want[id] {
+					return fmt.Errorf("fetch chunks: the peer sent %s unasked", id.Short())
+				}
+				delete(want, id)
+				return fn(id, data)
+			})
+			if err != nil {
+				return err
+			}
+		default:
+			return fmt.Errorf("fetch chunks: unexpected frame %q", byte(f.Kind))
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
+}
+
+// Pusher is a sink of chunks at the other end. It is safe for concurrent use.
+type Pusher struct {
+	c     *Conn
+	batch *Batch
+
+	mu   sync.Mutex
+	sent int64
+}
+
+// NewPusher returns a sink that sends over c.
+func NewPusher(c *Conn) *Pusher { return &Pusher{c: c, batch: c.NewBatch()} }
+
+// Missing asks which of ids the peer lacks.
+func (p *Pusher) Missing(_ context.Context, ids []digest.ID) ([]digest.ID, error) {
+	p.mu.Lock() // one question at a time: answers carry no number
+	defer p.mu.Unlock()
+	if err := p.c.SendIDs(KindHave, ids); err != nil {
+		return nil, err
+	}
+	f, err := p.c.Next(nil)
+	if err != nil {
+		return nil, err
+	}
+	if f.Kind != KindMissing {
+		return nil, fmt.Errorf("ask for missing chunks: unexpected frame %q", byte(f.Kind))
+	}
+	return p.c.IDs(f)
+}
+
+// Put queues one chunk.
+func (p *Pusher) Put(_ context.Context, id digest.ID, data []byte) error {
+	p.mu.Lock()
+	p.sent += int64(len(data))
+	p.mu.Unlock()
+	return p.batch.Add(id, data)
+}
+
+// Close sends what is queued and returns the bytes of all chunks sent.
+func (p *Pusher) Close() (int64, error) { return p.sent, p.batch.Flush() }
