@@ -87,8 +87,29 @@ func write(dir string, n Node, text []byte, verb string) error {
 	return nil
 }
 
-// marshal is the text of a node without its name, which is the file's.
+// marshal is the text of a node without its name, which is the file's. It fails when the
+// text would not mean the same node, as with values that are not UTF-8.
 func marshal(n Node) ([]byte, error) {
+	text, err := encode(n)
+	if err != nil {
+		return nil, err
+	}
+	n = n.clone()
+	n.normalize()
+	again, _, ok := decodeNode(text)
+	if !ok || !sameText(again, n) {
+		return nil, errors.New("a value holds characters that YAML cannot")
+	}
+	return text, nil
+}
+
+func sameText(a, b Node) bool {
+	x, err1 := encode(a)
+	y, err2 := encode(b)
+	return err1 == nil && err2 == nil && bytes.Equal(x, y)
+}
+
+func encode(n Node) ([]byte, error) {
 	n.Name = ""
 	if emptyNode(n) {
 		return []byte("# A node without a card's MAC, serial or UUID is never recognised.\n{}\n"), nil
@@ -110,6 +131,7 @@ type change struct {
 // edit changes the text of a node file so that it says n. Only what differs between the
 // node that the text means and n is touched.
 func edit(text []byte, n Node) ([]byte, error) {
+	n = n.clone()
 	n.normalize()
 	want, err := marshal(n)
 	if err != nil {
@@ -119,7 +141,7 @@ func edit(text []byte, n Node) ([]byte, error) {
 	if !ok || root.Kind != strict.Map || root.Flow {
 		return want, nil
 	}
-	now, err := marshal(have)
+	now, err := encode(have)
 	if err != nil {
 		return nil, err
 	}
@@ -128,7 +150,7 @@ func edit(text []byte, n Node) ([]byte, error) {
 	}
 	out := apply(text, differences(root, parse(now), parse(want)))
 	if again, _, ok := decodeNode(out); ok {
-		if back, err := marshal(again); err == nil && bytes.Equal(back, want) {
+		if sameText(again, n) {
 			return out, nil
 		}
 	}

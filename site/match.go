@@ -170,10 +170,19 @@ func JunkSerial(s string) bool {
 type NotFoundError struct {
 	Expr    string
 	Missing []string // what does not exist, each with a hint where there is one
+
+	more int // nodes that do not exist, listed or not
 }
 
+// maxMissing is how many absent nodes are listed.
+const maxMissing = 20
+
 func (e *NotFoundError) Error() string {
-	return fmt.Sprintf("select nodes %q: %s", e.Expr, strings.Join(e.Missing, "; "))
+	text := fmt.Sprintf("select nodes %q: %s", e.Expr, strings.Join(e.Missing, "; "))
+	if e.more > maxMissing {
+		text += fmt.Sprintf("; and %d more", e.more-maxMissing)
+	}
+	return text
 }
 
 // InClass says whether a node is in a class by what is written about it: its list, DEFAULT,
@@ -233,7 +242,9 @@ func (s *Site) pick(word string, chosen map[*Node]bool, missing *NotFoundError) 
 			chosen[n] = true
 			continue
 		}
-		missing.Missing = append(missing.Missing, fmt.Sprintf("no node %q%s", name, problem.Hint(name, s.names())))
+		if missing.more++; missing.more <= maxMissing {
+			missing.Missing = append(missing.Missing, fmt.Sprintf("no node %q%s", name, problem.Hint(name, s.names())))
+		}
 	}
 	return nil
 }

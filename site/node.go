@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -80,6 +81,12 @@ func (v VLAN) IP() IP { return IP{v.Network, v.Address, v.DHCP} }
 
 // File is where the node is written, relative to the site.
 func (n *Node) File() string { return filepath.Join(nodesDir, n.Name+nodeExt) }
+
+// clone copies the interfaces, so that normalize does not change the original's.
+func (n Node) clone() Node {
+	n.NICs, n.Bonds, n.VLANs = slices.Clone(n.NICs), slices.Clone(n.Bonds), slices.Clone(n.VLANs)
+	return n
+}
 
 // normalize fills in what goes without saying.
 func (n *Node) normalize() {

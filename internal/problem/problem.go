@@ -43,7 +43,7 @@ func (p Problem) Error() string {
 
 // visible replaces what would move a terminal's cursor; tabs stay, pad repeats them.
 func visible(code string) string {
-	return strings.Map(func(r rune) rune {
+	return strings.Map(func(r rune) rune { // bytes that are not UTF-8 come as U+FFFD
 		if r != '\t' && (r < ' ' || r == 0x7f) {
 			return '?'
 		}

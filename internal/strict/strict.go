@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -76,6 +77,11 @@ func (n *Node) Field(key string) *Node {
 func Parse(name string, data []byte, probs *problem.List) *Node {
 	b := &builder{src: &problem.Source{Name: name, Data: data}, starts: lineStarts(data), probs: probs, anchors: map[string]ast.Node{}}
 	empty := &Node{Source: b.src, Line: 1, Col: 1}
+	if !utf8.Valid(data) {
+		line := 1 + bytes.Count(data[:validLen(data)], []byte("\n"))
+		probs.Add(b.src.At(line, 0, "not YAML: this line is not UTF-8"))
+		return empty
+	}
 	file, err := parser.ParseBytes(data, 0, parser.AllowDuplicateMapKey())
 	if err != nil {
 		probs.Add(b.syntax(err))
@@ -96,6 +102,19 @@ func Parse(name string, data []byte, probs *problem.List) *Node {
 		return empty
 	}
 	return doc
+}
+
+// validLen is the length of the longest beginning of data that is UTF-8.
+func validLen(data []byte) int {
+	n := 0
+	for n < len(data) {
+		r, size := utf8.DecodeRune(data[n:])
+		if r == utf8.RuneError && size == 1 {
+			break
+		}
+		n += size
+	}
+	return n
 }
 
 type builder struct {
