@@ -1,0 +1,65 @@
+# ingot: build, test, demonstrate. `make help` lists the targets.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS   += --no-print-directory
+
+# The toolchain that go.mod asks for: the one on the PATH, or the one that
+# `make setup` put into the user's cache.
+GO := $(shell scripts/go-path)
+
+export CGO_ENABLED  := 0
+export GOTOOLCHAIN  := local
+export PATH         := $(if $(GO),$(dir $(GO)):)$(PATH)
+
+# `make SKIP_SETUP=1 ...` trusts that everything is installed.
+SETUP := $(if $(SKIP_SETUP),true,scripts/setup)
+
+VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+BUILD   := go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
+AGENT   := cmd/ingot/agents/ingot-agent-amd64.zst
+
+.PHONY: help setup build test test-quick demo lint clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## install the Debian packages and the Go toolchain that are needed
+	@scripts/setup
+
+build: ## leave bin/ingot, one static binary with the agent inside
+	@$(SETUP) build
+	@$(MAKE) bin/ingot SKIP_SETUP=1
+
+.PHONY: bin/ingot bin/ingot-agent
+bin/ingot-agent:
+	@mkdir -p bin
+	@GOARCH=amd64 GOOS=linux $(BUILD) -o bin/ingot-agent ./cmd/ingot-agent
+
+bin/ingot: bin/ingot-agent
+	@mkdir -p bin
+	@zstd -q -f -10 bin/ingot-agent -o $(AGENT).new && { cmp -s $(AGENT).new $(AGENT) && rm $(AGENT).new || mv $(AGENT).new $(AGENT); }
+	@$(BUILD) -o bin/ingot ./cmd/ingot
+	@echo "built bin/ingot ($$(stat -c %s bin/ingot | numfmt --to=iec), $(VERSION))"
+
+test: ## run all tests, with real boots of one BIOS and one UEFI machine
+	@$(SETUP) test
+	@$(MAKE) bin/ingot SKIP_SETUP=1
+	@scripts/test
+
+test-quick: ## run the tests that need no virtual machine
+	@$(SETUP) test
+	@$(MAKE) bin/ingot SKIP_SETUP=1
+	@scripts/test -short
+
+demo: ## two empty machines, from power-on to a rolled-back release
+	@$(SETUP) demo
+	@$(MAKE) bin/ingot SKIP_SETUP=1
+	@bin/ingot lab demo
+
+lint: ## gofmt and go vet
+	@test -z "$$(gofmt -l cmd pxe imager classes templates rollback inventory installer lab web site internal *.go | tee /dev/stderr)"
+	@go vet ./...
+
+clean: ## remove what was built; caches of images stay
+	@rm -rf bin $(AGENT)
