@@ -14,9 +14,11 @@ const sector = 512
 // grubModules are what a self-contained core image needs to find and start a
 // kernel: nothing is loaded from /boot/grub, so a core image can never meet
 // modules of another version.
-var grubModules = [...]string{
-	"part_gpt", "part_msdos", "ext2", "fat", "xfs", "btrfs", "search", "search_fs_uuid", "configfile",
-	"normal", "linux", "echo", "test", "regexp", "serial", "terminal", "minicmd", "ls", "cat", "halt", "reboot", "sleep", "loadenv",
+func grubModules() []string {
+	return []string{
+		"part_gpt", "part_msdos", "ext2", "fat", "xfs", "btrfs", "search", "search_fs_uuid", "configfile",
+		"normal", "linux", "echo", "test", "regexp", "serial", "terminal", "minicmd", "ls", "cat", "halt", "reboot", "sleep", "loadenv",
+	}
 }
 
 // grubPlatform is one of the firmwares that the installed disk boots under.
@@ -34,7 +36,7 @@ func grubUEFI() grubPlatform { return grubPlatform{dir: "x86_64-efi", format: "x
 // grubMkimage is the command that makes the core image, to run in the installed tree.
 func grubMkimage(p grubPlatform, config, out string) []string {
 	argv := []string{"grub-mkimage", "-d", "/usr/lib/grub/" + p.dir, "-O", p.format, "-p", "/boot/grub", "-c", config, "-o", out}
-	argv = append(argv, grubModules[:]...)
+	argv = append(argv, grubModules()...)
 	return append(argv, p.extra...)
 }
 

@@ -18,9 +18,9 @@ import (
 	"ingot/internal/slogx"
 )
 
-// UserClass is DHCP option 77 (RFC 3004) of ingot's installer, by which the
-// server tells it from the firmware and the loader of the same machine.
-const UserClass = "ingot"
+// VendorClass is DHCP option 60 (RFC 2132 9.13) of ingot's installer, by which
+// the server tells it from the firmware and the loader of the same machine.
+const VendorClass = "ingot-installer"
 
 // linkWait bounds the wait for a NIC to appear and for its link; switches that
 // run spanning tree without PortFast take half a minute to forward.
@@ -38,7 +38,7 @@ func BringUp(ctx context.Context, mac net.HardwareAddr, log *slog.Logger) (net.I
 	if err != nil {
 		return nil, fmt.Errorf("dhcp on %q: %w", link.Attrs().Name, err)
 	}
-	lease, err := client.Request(ctx, dhcpv4.WithOption(dhcpv4.OptUserClass(UserClass)),
+	lease, err := client.Request(ctx, dhcpv4.WithOption(dhcpv4.OptClassIdentifier(VendorClass)),
 		dhcpv4.WithRequestedOptions(dhcpv4.OptionSubnetMask, dhcpv4.OptionRouter, dhcpv4.OptionDomainNameServer, dhcpv4.OptionInterfaceMTU))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("dhcp on %q (%s): %w", link.Attrs().Name, mac, err), client.Close())
@@ -142,7 +142,7 @@ func renew(ctx context.Context, client *nclient4.Client, lease *nclient4.Lease, 
 			return
 		case <-time.After(wait):
 		}
-		next, err := client.Renew(ctx, lease, dhcpv4.WithOption(dhcpv4.OptUserClass(UserClass)))
+		next, err := client.Renew(ctx, lease, dhcpv4.WithOption(dhcpv4.OptClassIdentifier(VendorClass)))
 		if err != nil {
 			log.Warn("renew the lease", slogx.Err, err)
 			continue

@@ -38,6 +38,7 @@ type Install struct {
 	State   State
 	Ref     string // the image as the operator named it
 	Image   string // digest of its manifest
+	Netboot string // key of the kernel and initramfs that install it
 	Attempt int    // network boots used since it was armed
 	Nonce   string // names the current boot attempt; part of the boot script
 	Client  string // chosen at random by the installer that claimed it
@@ -51,12 +52,12 @@ type Install struct {
 	Changed time.Time
 }
 
-const installCols = `node, state, ref, image, attempt, nonce, client, token, ip, task, done, total, reason, by_whom, changed`
+const installCols = `node, state, ref, image, netboot, attempt, nonce, client, token, ip, task, done, total, reason, by_whom, changed`
 
 func scanInstall(row interface{ Scan(...any) error }) (Install, error) {
 	var in Install
 	var changed int64
-	err := row.Scan(&in.Node, &in.State, &in.Ref, &in.Image, &in.Attempt, &in.Nonce, &in.Client, &in.Token, &in.IP,
+	err := row.Scan(&in.Node, &in.State, &in.Ref, &in.Image, &in.Netboot, &in.Attempt, &in.Nonce, &in.Client, &in.Token, &in.IP,
 		&in.Task, &in.Done, &in.Total, &in.Reason, &in.By, &changed)
 	in.Changed = fromNanos(changed)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -93,12 +94,12 @@ func (d *DB) Installs(ctx context.Context) (map[string]Install, error) {
 }
 
 // Arm makes the next network boot of node install the image.
-func (d *DB) Arm(ctx context.Context, node, ref, image, by string) error {
+func (d *DB) Arm(ctx context.Context, node, ref, image, netboot, by string) error {
 	err := d.tx(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `INSERT INTO installs (node, state, ref, image, by_whom, changed) VALUES (?,?,?,?,?,?)
-			ON CONFLICT (node) DO UPDATE SET state=excluded.state, ref=excluded.ref, image=excluded.image, by_whom=excluded.by_whom,
+		_, err := tx.ExecContext(ctx, `INSERT INTO installs (node, state, ref, image, netboot, by_whom, changed) VALUES (?,?,?,?,?,?,?)
+			ON CONFLICT (node) DO UPDATE SET state=excluded.state, ref=excluded.ref, image=excluded.image, netboot=excluded.netboot, by_whom=excluded.by_whom,
 			changed=excluded.changed, attempt=0, nonce='', client='', token='', task='', done=0, total=0, reason=''`,
-			node, Armed, ref, image, by, nanos(d.now()))
+			node, Armed, ref, image, netboot, by, nanos(d.now()))
 		if err != nil {
 			return err
 		}

@@ -24,7 +24,7 @@ func open(t *testing.T) *DB {
 
 func TestLeasesSurviveReopening(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a dir", "state?.db")
-	want := Lease{MAC: "52:54:00:00:00:01", IP: netip.MustParseAddr("10.77.0.100"), State: "bound", Network: "rack", Expires: time.Unix(2000000000, 0)}
+	want := Lease{MAC: "52:54:00:00:00:01", IP: netip.MustParseAddr("10.77.0.100"), State: "bound", Iface: "eth0", Expires: time.Unix(2000000000, 0)}
 	d, err := Open(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
@@ -44,7 +44,7 @@ func TestLeasesSurviveReopening(t *testing.T) {
 	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("state file mode = %v, %v; want 0600: it holds host keys", st.Mode(), err)
 	}
-	if err := other.DeleteLease(t.Context(), want.MAC); err != nil {
+	if err := other.DeleteLease(t.Context(), want.IP); err != nil {
 		t.Fatal(err)
 	}
 	if got, _ := d.Leases(t.Context()); len(got) != 0 {
@@ -59,7 +59,7 @@ func TestInstallTakesEachStepOnce(t *testing.T) {
 	if _, err := d.BeginAttempt(ctx, "n1", "10.0.0.1"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("BeginAttempt of a node never armed: %v, want ErrNotFound", err)
 	}
-	must(t, d.Arm(ctx, "n1", "web:1", "abc", "root"))
+	must(t, d.Arm(ctx, "n1", "web:1", "abc", "key", "root"))
 	in, err := d.BeginAttempt(ctx, "n1", "10.0.0.1")
 	must(t, err)
 	if in.Attempt != 1 || in.Nonce == "" || in.State != Armed {
@@ -103,7 +103,7 @@ func TestInstallTakesEachStepOnce(t *testing.T) {
 
 func TestRetriesAreBounded(t *testing.T) {
 	ctx, d := t.Context(), open(t)
-	must(t, d.Arm(ctx, "n1", "web:1", "abc", "root"))
+	must(t, d.Arm(ctx, "n1", "web:1", "abc", "key", "root"))
 	var last Install
 	for i := 1; i <= MaxAttempts; i++ {
 		in, err := d.BeginAttempt(ctx, "n1", "10.0.0.1")
@@ -127,7 +127,7 @@ func TestRetriesAreBounded(t *testing.T) {
 	if err := d.Progress(ctx, last.Token, "x", 0, 0, true, ""); err == nil {
 		t.Error("the session of a given-up attempt still works")
 	}
-	must(t, d.Arm(ctx, "n1", "web:1", "abc", "root"))
+	must(t, d.Arm(ctx, "n1", "web:1", "abc", "key", "root"))
 	if in, err := d.BeginAttempt(ctx, "n1", "10.0.0.1"); err != nil || in.Attempt != 1 {
 		t.Errorf("armed again: %+v, %v", in, err)
 	}
@@ -135,7 +135,7 @@ func TestRetriesAreBounded(t *testing.T) {
 
 func TestOnlyOneOfManyClaimantsWins(t *testing.T) {
 	ctx, d := t.Context(), open(t)
-	must(t, d.Arm(ctx, "n1", "web:1", "abc", "root"))
+	must(t, d.Arm(ctx, "n1", "web:1", "abc", "key", "root"))
 	in, err := d.BeginAttempt(ctx, "n1", "10.0.0.1")
 	must(t, err)
 	var wg sync.WaitGroup

@@ -7,19 +7,19 @@ import (
 	"time"
 )
 
-// Lease is one address given to one client.
+// Lease is one address given to one client; the address is its key.
 type Lease struct {
 	MAC      string // as net.HardwareAddr prints it
 	IP       netip.Addr
 	State    string
 	HostName string
-	Network  string
+	Iface    string
 	Expires  time.Time // to the second
 }
 
 // Leases returns all leases, expired ones too.
 func (d *DB) Leases(ctx context.Context) ([]Lease, error) {
-	rows, err := d.db.QueryContext(ctx, `SELECT mac, ip, state, hostname, network, expires FROM leases ORDER BY mac`)
+	rows, err := d.db.QueryContext(ctx, `SELECT mac, ip, state, hostname, iface, expires FROM leases ORDER BY ip`)
 	if err != nil {
 		return nil, fmt.Errorf("read leases: %w", err)
 	}
@@ -29,7 +29,7 @@ func (d *DB) Leases(ctx context.Context) ([]Lease, error) {
 		var l Lease
 		var ip string
 		var exp int64
-		if err := rows.Scan(&l.MAC, &ip, &l.State, &l.HostName, &l.Network, &exp); err != nil {
+		if err := rows.Scan(&l.MAC, &ip, &l.State, &l.HostName, &l.Iface, &exp); err != nil {
 			return nil, fmt.Errorf("read leases: %w", err)
 		}
 		if l.IP, err = netip.ParseAddr(ip); err != nil {
@@ -43,19 +43,19 @@ func (d *DB) Leases(ctx context.Context) ([]Lease, error) {
 
 // SaveLease stores l; when it returns, the lease survives a power cut.
 func (d *DB) SaveLease(ctx context.Context, l Lease) error {
-	_, err := d.db.ExecContext(ctx, `INSERT INTO leases (mac, ip, state, hostname, network, expires) VALUES (?,?,?,?,?,?)
-		ON CONFLICT (mac) DO UPDATE SET ip=excluded.ip, state=excluded.state, hostname=excluded.hostname, network=excluded.network, expires=excluded.expires`,
-		l.MAC, l.IP.String(), l.State, l.HostName, l.Network, l.Expires.Unix())
+	_, err := d.db.ExecContext(ctx, `INSERT INTO leases (mac, ip, state, hostname, iface, expires) VALUES (?,?,?,?,?,?)
+		ON CONFLICT (ip) DO UPDATE SET mac=excluded.mac, state=excluded.state, hostname=excluded.hostname, iface=excluded.iface, expires=excluded.expires`,
+		l.MAC, l.IP.String(), l.State, l.HostName, l.Iface, l.Expires.Unix())
 	if err != nil {
 		return fmt.Errorf("save lease of %s: %w", l.MAC, err)
 	}
 	return nil
 }
 
-// DeleteLease forgets the lease of mac, if there is one.
-func (d *DB) DeleteLease(ctx context.Context, mac string) error {
-	if _, err := d.db.ExecContext(ctx, `DELETE FROM leases WHERE mac=?`, mac); err != nil {
-		return fmt.Errorf("delete lease of %s: %w", mac, err)
+// DeleteLease forgets the lease of ip, if there is one.
+func (d *DB) DeleteLease(ctx context.Context, ip netip.Addr) error {
+	if _, err := d.db.ExecContext(ctx, `DELETE FROM leases WHERE ip=?`, ip.String()); err != nil {
+		return fmt.Errorf("delete lease of %s: %w", ip, err)
 	}
 	return nil
 }

@@ -1,10 +1,10 @@
 -- +goose Up
 CREATE TABLE leases (
-  mac      TEXT PRIMARY KEY,
-  ip       TEXT NOT NULL,
+  ip       TEXT PRIMARY KEY,
+  mac      TEXT NOT NULL,
   state    TEXT NOT NULL,
   hostname TEXT NOT NULL DEFAULT '',
-  network  TEXT NOT NULL DEFAULT '',
+  iface    TEXT NOT NULL DEFAULT '',
   expires  INTEGER NOT NULL          -- Unix seconds
 );
 
@@ -13,6 +13,7 @@ CREATE TABLE installs (
   state    TEXT NOT NULL,            -- armed claimed writing installed failed
   ref      TEXT NOT NULL,            -- the image as the operator named it
   image    TEXT NOT NULL,            -- digest of its manifest
+  netboot  TEXT NOT NULL,            -- key of the kernel and initramfs that install it
   attempt  INTEGER NOT NULL DEFAULT 0,
   nonce    TEXT NOT NULL DEFAULT '', -- of the current boot attempt
   client   TEXT NOT NULL DEFAULT '', -- the installer that claimed this attempt
