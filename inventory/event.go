@@ -26,6 +26,22 @@ func (d *DB) AddEvent(ctx context.Context, e Event) error {
 	return nil
 }
 
+// AddEvents appends events in one transaction.
+func (d *DB) AddEvents(ctx context.Context, events []Event) error {
+	err := d.tx(ctx, func(tx *sql.Tx) error {
+		for _, e := range events {
+			if err := d.addEvent(ctx, tx, e); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("record %d events: %w", len(events), err)
+	}
+	return nil
+}
+
 type execer interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 }

@@ -2,11 +2,13 @@
 package web
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -61,7 +63,9 @@ type Server struct {
 	Netboot string
 	// Logs is the directory that keeps the logs of installations, NODE/TIME.log.
 	Logs string
-	Log  *slog.Logger
+	// Loaders are served to firmware that boots by HTTP; nil: none.
+	Loaders fs.FS
+	Log     *slog.Logger
 }
 
 // Handler returns the server's routes.
@@ -77,6 +81,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET "+installer.PathManifest, s.session(running(s.manifest)))
 	mux.HandleFunc("GET "+installer.PathIndex, s.session(running(s.index)))
 	mux.HandleFunc("GET "+installer.PathPack+"{id}", s.session(running(s.pack)))
+	mux.HandleFunc("GET /loader/{name}", s.loader)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 	return mux
 }
@@ -162,6 +167,23 @@ func (s *Server) netboot(w http.ResponseWriter, r *http.Request) {
 		s.event(r.Context(), inventory.Event{Node: r.URL.Query().Get("node"), MAC: mac.String(), Stage: stage,
 			Detail: fmt.Sprintf("sent to %s in %s", clientIP(r), time.Since(start).Round(time.Millisecond))})
 	}
+}
+
+// loader serves UEFI HTTP boot: no redirect, no chunks, the type that UEFI
+// 2.10 24.7 asks for.
+func (s *Server) loader(w http.ResponseWriter, r *http.Request) {
+	name := r.PathValue("name")
+	if s.Loaders == nil {
+		http.NotFound(w, r)
+		return
+	}
+	b, err := fs.ReadFile(s.Loaders, strings.ToLower(name))
+	if err != nil {
+		http.NotFound(w, r)
+		return
+	}
+	w.Header().Set("Content-Type", "application/efi")
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b))
 }
 
 func (s *Server) event(ctx context.Context, e inventory.Event) {
