@@ -209,7 +209,7 @@ func (x *exchange) reply(ctx context.Context, t dhcpv4.MessageType, l Lease, sta
 	if !x.send(ctx, srv) {
 		return
 	}
-	if t == dhcpv4.MessageTypeAck {
+	if t == dhcpv4.MessageTypeAck && x.req.Rx.Proxy == n.Proxy { // 4011 after our own ACK is the same boot
 		x.count(loads)
 	}
 	x.event(ctx, stage, l.IP, x.boots(&srv, loads))

@@ -26,7 +26,6 @@ type trace struct {
 	seen     time.Time
 	loads    int
 	loadXID  uint32
-	loaded   time.Time
 }
 
 func (m *memory) of(mac net.HardwareAddr, now time.Time) *trace {
@@ -88,16 +87,15 @@ func (m *memory) loads(mac net.HardwareAddr, now time.Time) int {
 	return m.of(mac, now).loads
 }
 
-// gaveLoader counts an ACK that names a loader. Repeats of one exchange count once: the same xid, or within two seconds
-// (port 4011 is asked with an xid of its own).
+// gaveLoader counts an ACK that names a loader. Repeats of one exchange, with the same xid, count once.
 func (m *memory) gaveLoader(mac net.HardwareAddr, xid uint32, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	t := m.of(mac, now)
-	if t.loads > 0 && (t.loadXID == xid || now.Sub(t.loaded) < 2*time.Second) {
+	if t.loads > 0 && t.loadXID == xid {
 		return
 	}
-	t.loads, t.loadXID, t.loaded = t.loads+1, xid, now
+	t.loads, t.loadXID = t.loads+1, xid
 }
 
 // reachedScript ends the count: the loader works.
