@@ -1,0 +1,322 @@
+package rollback
+
+import (
+	"fmt"
+	"slices"
+
+	"ingot/internal/entry"
+	"ingot/internal/pattern"
+)
+
+// rules say which paths a comparison looks at and what it does about local changes.
+type rules struct {
+	owned    []pattern.List // of several generations: one that matches is enough
+	volatile pattern.List
+	seed     pattern.List
+	derived  map[string]bool
+	policy   Policy
+	only     map[string]bool // nil: everything
+}
+
+// left says why path is left alone wherever it comes from.
+func (r *rules) left(path string) Leave {
+	if r.volatile.Match(path) {
+		return Volatile
+	}
+	for _, l := range r.owned {
+		if l.Match(path) {
+			return NodeOwned
+		}
+	}
+	return ""
+}
+
+// covers reports whether everything in dir is left alone.
+func (r *rules) covers(dir string) bool {
+	return r.volatile.Covers(dir) || slices.ContainsFunc(r.owned, func(l pattern.List) bool { return l.Covers(dir) })
+}
+
+// row is one path in the comparison: what it was given, has, is to get, and
+// what becomes of it.
+type row struct {
+	path    string
+	b, t    *entry.Entry
+	l       *item
+	alone   Leave
+	goal    *entry.Entry // nil: nothing
+	kept    bool         // the goal is what is there, whatever the target says
+	done    *entry.Entry // what the generation will say it was given
+	doneNow bool         // done is what is there, rather than what the target says
+	replace bool
+	touched bool // a directory that gains or loses a name
+}
+
+// comparison is a pure function of its four inputs; compare runs it.
+type comparison struct {
+	base, target *index
+	live         *live
+	rules        *rules
+
+	rows []row
+	at   map[string]int
+	plan *Plan
+}
+
+// compare plans how the live tree becomes the target. base is what the node
+// was given. It reads nothing and changes nothing.
+func compare(base *index, l *live, target *index, r *rules) *Plan {
+	c := &comparison{base: base, target: target, live: l, rules: r, plan: &Plan{base: base}}
+	c.collect()
+	for i := range c.rows {
+		c.decide(&c.rows[i])
+	}
+	c.parents()
+	c.groups()
+	c.steps()
+	c.record()
+	return c.plan
+}
+
+// collect makes a row for each path of any of the three, in tree order.
+func (c *comparison) collect() {
+	seen := map[string]bool{}
+	add := func(path string) {
+		if !seen[path] && (c.rules.only == nil || c.rules.only[path] || c.live.get(path) != nil) {
+			seen[path] = true
+			c.rows = append(c.rows, row{path: path, b: c.base.get(path), t: c.target.get(path), l: c.live.get(path)})
+		}
+	}
+	for i := range c.live.items {
+		add(c.live.items[i].Path)
+	}
+	for _, x := range []*index{c.target, c.base} {
+		for i := range x.m.Entries {
+			add(x.m.Entries[i].Path)
+		}
+	}
+	slices.SortFunc(c.rows, func(a, b row) int {
+		if a.path == b.path {
+			return 0
+		}
+		if entry.Before(a.path, b.path) {
+			return -1
+		}
+		return 1
+	})
+	c.at = make(map[string]int, len(c.rows))
+	var mount string
+	for i := range c.rows {
+		w := &c.rows[i]
+		c.at[w.path] = i
+		switch {
+		case mount != "" && under(w.path, mount):
+			w.alone = Mount
+		case w.l != nil && w.l.alone != "":
+			w.alone = w.l.alone
+			if w.alone == Mount {
+				mount = w.path
+			}
+		default:
+			w.alone = c.rules.left(w.path)
+		}
+	}
+}
+
+func under(path, dir string) bool {
+	return len(path) > len(dir) && path[len(dir)] == '/' && path[:len(dir)] == dir
+}
+
+func (c *comparison) row(path string) *row {
+	if i, ok := c.at[path]; ok {
+		return &c.rows[i]
+	}
+	return nil
+}
+
+func (c *comparison) note(path, why string) { c.plan.Notes = append(c.plan.Notes, Note{path, why}) }
+func (c *comparison) blocked(path, why string) {
+	c.plan.Blocked = append(c.plan.Blocked, Note{path, why})
+}
+
+// decide sets the goal of one path.
+func (c *comparison) decide(w *row) {
+	switch {
+	case w.alone != "":
+		c.leave(w)
+	case c.rules.derived[w.path]:
+		w.keep()
+		w.done, w.doneNow = w.goal, true
+		if !c.isTarget(w) {
+			c.note(w.path, "made by the installation of this node: kept as it is")
+		}
+	case c.isTarget(w) || !c.changed(w):
+		w.goal, w.done = w.t, w.t
+	default:
+		c.conflict(w)
+	}
+}
+
+// keep makes what is there the goal.
+func (w *row) keep() {
+	w.kept, w.goal = true, nil
+	if w.l != nil {
+		w.goal = &w.l.Entry
+	}
+}
+
+// leave handles what is not compared. What the target has there is recorded,
+// so that a path is seeded once and never again.
+func (c *comparison) leave(w *row) {
+	w.done = w.t
+	w.keep()
+	switch {
+	case w.alone == Mount && w.l != nil && w.l.alone == Mount:
+		c.note(w.path, "a mount point: left alone, and all that is in it")
+	case w.alone == Socket && w.t != nil:
+		c.blocked(w.path, "is a socket where the target has something else")
+	case w.l == nil && w.t != nil && w.b == nil && w.alone == NodeOwned:
+		if c.rules.seed.Match(w.path) {
+			w.kept, w.goal = false, w.t
+			return
+		}
+		c.note(w.path, "new in the target but node-owned: not made")
+	}
+}
+
+// conflict applies the policy to a local change.
+func (c *comparison) conflict(w *row) {
+	k := Conflict{Path: w.path, Kind: c.kind(w), Base: w.b, Target: w.t, Action: c.rules.policy.decide(w.path)}
+	if w.l != nil {
+		k.Now = &w.l.Entry
+	}
+	k.Both = w.b == nil && w.t != nil || w.b != nil && (w.t == nil || !sameEntry(c.base, w.b, c.target, w.t))
+	c.plan.Conflicts = append(c.plan.Conflicts, k)
+	w.done = w.t
+	if k.Action == Take {
+		w.goal = w.t
+		return
+	}
+	w.keep()
+	if k.Action == Keep {
+		c.plan.Generation.Kept = append(c.plan.Generation.Kept, Path(w.path))
+	}
+}
+
+func (c *comparison) kind(w *row) ConflictKind {
+	switch {
+	case w.l == nil:
+		return LocalDelete
+	case w.b == nil:
+		return LocalAdd
+	case w.l.Type != w.b.Type:
+		return LocalType
+	case c.sameBut(w.l, w.b, w.l.sameBase):
+		return LocalMeta
+	}
+	return LocalChange
+}
+
+// sameBut reports whether the entry is e but for metadata.
+func (c *comparison) sameBut(l *item, e *entry.Entry, content bool) bool {
+	return l.Type == e.Type && l.Target == e.Target && l.Major == e.Major && l.Minor == e.Minor &&
+		(l.Type != entry.File || content)
+}
+
+// isTarget reports whether the path already is what the target says. Times
+// that differ are set without being called a change.
+func (c *comparison) isTarget(w *row) bool {
+	if w.l == nil || w.t == nil {
+		return w.l == nil && w.t == nil
+	}
+	return c.sameBut(w.l, w.t, w.l.sameTarget) && sameButTime(&w.l.Entry, w.t)
+}
+
+// changed reports whether the node made the path something else than it was given.
+func (c *comparison) changed(w *row) bool {
+	if w.l == nil || w.b == nil {
+		return w.l != nil || w.b != nil
+	}
+	return !c.sameBut(w.l, w.b, w.l.sameBase) || !sameButTime(&w.l.Entry, w.b)
+}
+
+// sameButTime compares metadata without the modification time: a file that
+// was only touched, or a directory in which something came and went, has lost
+// nothing that a person would miss.
+func sameButTime(a, b *entry.Entry) bool {
+	x := *a
+	x.ModTime = b.ModTime
+	return entry.SameMeta(&x, b)
+}
+
+// parents sees to it that whatever stays or comes has a directory to be in.
+func (c *comparison) parents() {
+	for i := len(c.rows) - 1; i > 0; i-- {
+		w := &c.rows[i]
+		if w.l != nil && w.l.anchored && w.l.Type == entry.Dir && !w.kept {
+			c.anchor(w)
+		}
+		if w.goal == nil {
+			continue
+		}
+		up := c.row(parentOf(w.path))
+		if up == nil {
+			continue // out of a rollback's scope: unchanged on both sides
+		}
+		c.hold(up, w)
+	}
+}
+
+// anchor keeps a directory that holds what is left alone.
+func (c *comparison) anchor(w *row) {
+	switch {
+	case w.goal == nil:
+		w.keep()
+		c.note(w.path, "stays, although the target does not have it: it holds what is left alone")
+	case w.goal.Type != entry.Dir:
+		c.blocked(w.path, fmt.Sprintf("cannot become %s: it holds what is left alone", typeName(w.goal.Type)))
+	}
+}
+
+// hold makes up a directory because w is in it.
+func (c *comparison) hold(up, w *row) {
+	if up.goal != nil && up.goal.Type == entry.Dir {
+		return
+	}
+	isDir := up.l != nil && up.l.Type == entry.Dir
+	switch {
+	case up.goal != nil:
+		c.blocked(up.path, fmt.Sprintf("cannot become %s: %q is in it (%s)", typeName(up.goal.Type), w.path, w.because()))
+	case isDir:
+		up.keep()
+		c.note(up.path, fmt.Sprintf("stays, although the target does not have it: %q is in it (%s)", w.path, w.because()))
+	case up.l == nil && up.t != nil && up.t.Type == entry.Dir:
+		up.kept, up.goal = false, up.t // a node-owned directory that is missing
+	default:
+		c.blocked(w.path, fmt.Sprintf("cannot be made: %q is no directory", up.path))
+	}
+}
+
+// because says why w is there.
+func (w *row) because() string {
+	switch {
+	case w.alone != "":
+		return string(w.alone)
+	case w.kept:
+		return "kept"
+	}
+	return "in the target"
+}
+
+func typeName(t entry.Type) string {
+	switch t {
+	case entry.File:
+		return "a file"
+	case entry.Dir:
+		return "a directory"
+	case entry.Symlink:
+		return "a symbolic link"
+	case entry.FIFO:
+		return "a FIFO"
+	}
+	return "a device"
+}

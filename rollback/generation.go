@@ -1,0 +1,297 @@
+package rollback
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+	"unicode/utf8"
+
+	"ingot/internal/digest"
+	"ingot/internal/entry"
+	"ingot/internal/manifest"
+	"ingot/internal/slogx"
+)
+
+// Generation is one state that a node was brought to.
+type Generation struct {
+	Number   int       `json:"number"`
+	Image    string    `json:"image,omitempty"`        // name:tag
+	ImageID  digest.ID `json:"image_digest,omitzero"`  // of the image's manifest
+	Overlay  digest.ID `json:"overlay,omitzero"`       // of the overlay
+	Manifest digest.ID `json:"manifest"`               // of the as-done manifest
+	Mode     string    `json:"mode"`                   // live, slots, btrfs
+	When     time.Time `json:"when"`                   // when it was switched to
+	By       string    `json:"by,omitempty"`           // who asked
+	Result   string    `json:"result,omitempty"`       // installed, found, switched, rolled back
+	Note     string    `json:"note,omitempty"`         // for people: "rollback of 3 to 2"
+	From     int       `json:"from,omitempty"`         // the generation before
+	Of       int       `json:"rollback_of,omitempty"`  // rolled back: which one
+	To       int       `json:"rollback_to,omitempty"`  // rolled back: to which one
+	Derived  []Path    `json:"derived,omitempty"`      // what the installation itself made on this node
+	Pinned   bool      `json:"pinned,omitempty"`       // never retired
+	Changes  int       `json:"changes,omitempty"`      // steps of the switch that made it
+	Kept     []Path    `json:"kept_changes,omitempty"` // local changes that were kept by policy
+	Owned    []string  `json:"node_owned,omitempty"`   // the profile's node-owned patterns
+}
+
+// Path is a path of the tree in JSON: as it is, or quoted as in Go when it is not UTF-8.
+type Path string
+
+// MarshalText implements encoding.TextMarshaler.
+func (p Path) MarshalText() ([]byte, error) {
+	if s := string(p); !utf8.ValidString(s) || s != "" && s[0] == '"' {
+		return []byte(strconv.QuoteToASCII(s)), nil
+	}
+	return []byte(p), nil
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (p *Path) UnmarshalText(b []byte) error {
+	if len(b) == 0 || b[0] != '"' {
+		*p = Path(b)
+		return nil
+	}
+	s, err := strconv.Unquote(string(b))
+	if err != nil {
+		return fmt.Errorf("path %q: %w", b, err)
+	}
+	*p = Path(s)
+	return nil
+}
+
+func genDir(num int, parts ...string) string {
+	return in(append([]string{"generations", strconv.Itoa(num)}, parts...)...)
+}
+
+// Generations returns the generations that the node keeps, oldest first.
+func (n *Node) Generations() ([]Generation, error) {
+	nums, err := n.numbers()
+	if err != nil {
+		return nil, err
+	}
+	gens := make([]Generation, 0, len(nums))
+	for _, num := range nums {
+		g, err := n.generation(num)
+		if err != nil {
+			return nil, err
+		}
+		gens = append(gens, g)
+	}
+	return gens, nil
+}
+
+// Current returns the generation that the node is, or ErrNoGeneration.
+func (n *Node) Current() (Generation, error) {
+	nums, err := n.numbers()
+	if err != nil {
+		return Generation{}, err
+	}
+	if len(nums) == 0 {
+		return Generation{}, fmt.Errorf("current generation: %w", ErrNoGeneration)
+	}
+	return n.generation(nums[len(nums)-1])
+}
+
+// Manifest returns the as-done manifest of a generation, checked against its digest.
+func (n *Node) Manifest(num int) (*manifest.Manifest, error) {
+	g, err := n.generation(num)
+	if err != nil {
+		return nil, err
+	}
+	m, err := n.readManifest(genDir(num, "manifest"))
+	if err != nil {
+		return nil, err
+	}
+	if id := m.ID(); id != g.Manifest {
+		return nil, fmt.Errorf("manifest of generation %d: is %s, should be %s: %w", num, id.Short(), g.Manifest.Short(), ErrCorrupt)
+	}
+	return m, nil
+}
+
+// Left returns the tree as it was when the generation was left, local changes
+// included; for the current one and where nothing differed, its manifest.
+func (n *Node) Left(num int) (*manifest.Manifest, error) {
+	path := genDir(num, "left")
+	b, err := n.readState(path)
+	if notThere(err) {
+		return n.Manifest(num)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var id digest.ID
+	if len(b) < len(id) || digest.ID(b[:len(id)]) != digest.Of(b[len(id):]) {
+		return nil, fmt.Errorf("read %q: does not have its digest: %w", path, ErrCorrupt)
+	}
+	return manifest.Decode(b[len(id):])
+}
+
+// Pin keeps a generation, and those after it that a rollback to it needs, from being retired.
+func (n *Node) Pin(num int, pinned bool) error {
+	unlock, err := n.lockIdle("pin")
+	if err != nil {
+		return fmt.Errorf("pin generation %d: %w", num, err)
+	}
+	defer unlock()
+	g, err := n.generation(num)
+	if err != nil {
+		return fmt.Errorf("pin generation %d: %w", num, err)
+	}
+	g.Pinned = pinned
+	return n.writeState(genDir(num, "meta.json"), encodeMeta(g))
+}
+
+// Record notes the tree as it is as a new generation, made by other means: the
+// installer's as-installed manifest, which becomes generation 1. stats, by
+// path, may be nil; they say which inodes hold the manifest's content, so that
+// a later plan need not read them.
+func (n *Node) Record(ctx context.Context, g Generation, m *manifest.Manifest, stats map[string]entry.Stat) error {
+	unlock, err := n.lockIdle("record")
+	if err != nil {
+		return fmt.Errorf("record generation: %w", err)
+	}
+	defer unlock()
+	if err := m.Validate(); err != nil {
+		return fmt.Errorf("record generation: %w", err)
+	}
+	nums, err := n.numbers()
+	if err != nil {
+		return fmt.Errorf("record generation: %w", err)
+	}
+	g.Number = 1
+	if len(nums) > 0 {
+		g.From = nums[len(nums)-1]
+		g.Number = g.From + 1
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := n.record(g, m); err != nil {
+		return fmt.Errorf("record generation %d: %w", g.Number, err)
+	}
+	return n.writeCache(g.Number, trustable(m, stats, n.now()))
+}
+
+// record writes a generation beside the others and moves it among them.
+func (n *Node) record(g Generation, m *manifest.Manifest) error {
+	tmp := in("generations", "new")
+	if err := n.remove(tmp); err != nil {
+		return err
+	}
+	if err := n.writeGeneration(tmp, g, m); err != nil {
+		return err
+	}
+	if err := n.sys.syncfs(n.top); err != nil {
+		return err
+	}
+	if err := n.sys.move(n.top, tmp, n.top, genDir(g.Number)); err != nil {
+		return err
+	}
+	n.log().Info("generation recorded", slogx.Gen, g.Number, slogx.Image, g.Image)
+	return n.sys.fsyncDir(n.top, in("generations"))
+}
+
+// writeGeneration writes meta.json and manifest into a new directory.
+func (n *Node) writeGeneration(dir string, g Generation, m *manifest.Manifest) error {
+	if g.When.IsZero() {
+		g.When = n.now().UTC()
+	}
+	if g.Mode == "" {
+		g.Mode = "live"
+	}
+	b := m.Encode()
+	g.Manifest = digest.Of(b)
+	if err := n.sys.mkdir(n.top, dir, 0o700); err != nil {
+		return err
+	}
+	if err := n.putState(dir+"/manifest", b); err != nil {
+		return err
+	}
+	return n.putState(dir+"/meta.json", encodeMeta(g))
+}
+
+func encodeMeta(g Generation) []byte {
+	b, err := json.MarshalIndent(g, "", "  ")
+	if err != nil {
+		panic("BUG: encode generation: " + err.Error())
+	}
+	return append(b, '\n')
+}
+
+func (n *Node) generation(num int) (Generation, error) {
+	var g Generation
+	path := genDir(num, "meta.json")
+	b, err := n.readState(path)
+	if notThere(err) {
+		return g, fmt.Errorf("generation %d: %w", num, ErrNoGeneration)
+	}
+	if err != nil {
+		return g, err
+	}
+	if err := json.Unmarshal(b, &g); err != nil {
+		return g, fmt.Errorf("read %q: %w: %w", path, ErrCorrupt, err)
+	}
+	if g.Number != num {
+		return g, fmt.Errorf("read %q: says that it is generation %d: %w", path, g.Number, ErrCorrupt)
+	}
+	return g, nil
+}
+
+// numbers returns the numbers of the complete generations in order.
+func (n *Node) numbers() ([]int, error) {
+	names, err := n.list(in("generations"))
+	if err != nil {
+		return nil, err
+	}
+	var nums []int
+	for _, name := range names {
+		num, err := strconv.Atoi(name)
+		if err == nil && num > 0 && strconv.Itoa(num) == name && n.exists(genDir(num, "meta.json")) {
+			nums = append(nums, num)
+		}
+	}
+	slices.Sort(nums)
+	return nums, nil
+}
+
+func (n *Node) readManifest(path string) (*manifest.Manifest, error) {
+	b, err := n.readState(path)
+	if err != nil {
+		return nil, err
+	}
+	m, err := manifest.Decode(b)
+	if err != nil {
+		return nil, fmt.Errorf("read %q: %w: %w", path, ErrCorrupt, err)
+	}
+	return m, nil
+}
+
+// retire removes what retention does not keep, oldest first. A generation
+// that is kept keeps all after it: a rollback to it takes from their undo copies.
+func (n *Node) retire() error {
+	keep := n.Keep
+	if keep <= 0 {
+		keep = 3
+	}
+	gens, err := n.Generations()
+	if err != nil {
+		return err
+	}
+	for i, g := range gens {
+		if g.Pinned || len(gens)-i <= keep {
+			return nil
+		}
+		// meta.json goes first: without it the rest is no generation.
+		if err := n.remove(genDir(g.Number, "meta.json")); err != nil {
+			return err
+		}
+		if err := n.remove(genDir(g.Number)); err != nil {
+			return err
+		}
+		n.log().Info("generation retired", slogx.Gen, g.Number)
+	}
+	return nil
+}

@@ -1,0 +1,366 @@
+package rollback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"ingot/internal/digest"
+	"ingot/internal/entry"
+	"ingot/internal/manifest"
+	"ingot/internal/pattern"
+)
+
+// place is where a chunk is found on the node.
+type place struct {
+	path    string       // relative to the top
+	content *entry.Entry // whose data stream it is in
+	off     int64        // in the stream
+	size    uint32
+}
+
+// Plan finds out what has to change for the tree to become the target. It
+// reads the whole tree, of which it trusts the inodes that did not change
+// since the generation was made, and changes nothing. Conflicts and obstacles
+// are in the plan, not errors (see Plan.Err).
+func (n *Node) Plan(ctx context.Context, t Target) (*Plan, error) {
+	if err := t.Manifest.Validate(); err != nil {
+		return nil, fmt.Errorf("plan: target: %w", err)
+	}
+	g, err := n.idle()
+	if err != nil {
+		return nil, fmt.Errorf("plan: %w", err)
+	}
+	r := &rules{
+		owned: []pattern.List{pattern.NodeOwned().With(t.NodeOwned)}, volatile: pattern.Volatile(), seed: t.Seed,
+		policy: t.Policy, derived: map[string]bool{},
+	}
+	for _, d := range g.Derived {
+		r.derived[string(d)] = true
+	}
+	var base *manifest.Manifest
+	cache := map[string]entry.Stat(nil)
+	if g.Number > 0 {
+		if base, err = n.Manifest(g.Number); err != nil {
+			return nil, fmt.Errorf("plan: %w", err)
+		}
+		cache = n.readCache(g.Number)
+	}
+	s := &scanner{n: n, rules: r, base: indexOf(base), target: indexOf(t.Manifest), cache: cache, full: t.Full}
+	l, err := s.scan(ctx, nil)
+	if err != nil {
+		return nil, fmt.Errorf("plan: %w", err)
+	}
+	if base == nil {
+		s.base = adopt(l, s.target)
+	}
+	p := compare(s.base, l, s.target, r)
+	p.Base = g.Number
+	kept := p.Generation.Kept
+	p.Generation = Generation{Image: t.Image, ImageID: t.ImageID, Overlay: t.Overlay, Mode: t.Mode,
+		By: t.By, Result: "switched", Derived: g.Derived, Kept: kept, Owned: t.NodeOwned.Strings()}
+	return p, n.finish(ctx, p, l, s, cache)
+}
+
+// adopt makes the tree as it is the base of a first push.
+func adopt(l *live, target *index) *index {
+	c := &comparison{base: indexOf(nil), target: target, live: l}
+	b := &builder{}
+	for i := range l.items {
+		if it := &l.items[i]; it.alone == "" {
+			b.add(&it.Entry, c.contentOf(it), liveGroup(it))
+		}
+	}
+	base := indexOf(b.build(l))
+	for i := range l.items {
+		it := &l.items[i]
+		it.sameBase = it.Type == entry.File && it.alone == ""
+	}
+	return base
+}
+
+// idle returns the current generation (none: the zero one), unless a switch
+// was interrupted.
+func (n *Node) idle() (Generation, error) {
+	if n.exists(in("journal")) {
+		return Generation{}, ErrInterrupted
+	}
+	g, err := n.Current()
+	if errors.Is(err, ErrNoGeneration) {
+		return Generation{}, nil
+	}
+	return g, err
+}
+
+// PlanRollback plans the way back to generation to, or with 0 to the one
+// before the current one, from what the node keeps. It looks at nothing but
+// what differs between the two. Without damage the plan needs no chunks.
+func (n *Node) PlanRollback(ctx context.Context, to int, policy Policy, by string) (*Plan, error) {
+	g, err := n.idle()
+	if err != nil {
+		return nil, fmt.Errorf("plan rollback: %w", err)
+	}
+	dest, err := n.destination(g, to)
+	if err != nil {
+		return nil, fmt.Errorf("plan rollback: %w", err)
+	}
+	base, err := n.Manifest(g.Number)
+	if err != nil {
+		return nil, fmt.Errorf("plan rollback: %w", err)
+	}
+	target, err := n.Left(dest.Number)
+	if err != nil {
+		return nil, fmt.Errorf("plan rollback: %w", err)
+	}
+	return n.planBack(ctx, g, dest, indexOf(base), indexOf(target), policy, by)
+}
+
+// destination finds the generation to go back to.
+func (n *Node) destination(now Generation, to int) (Generation, error) {
+	if now.Number == 0 {
+		return Generation{}, fmt.Errorf("the node has none: %w", ErrNoGeneration)
+	}
+	if to == 0 {
+		nums, err := n.numbers()
+		if err != nil {
+			return Generation{}, err
+		}
+		if len(nums) < 2 {
+			return Generation{}, fmt.Errorf("there is none before %d: %w", now.Number, ErrNoGeneration)
+		}
+		to = nums[len(nums)-2]
+	}
+	if to == now.Number {
+		return Generation{}, fmt.Errorf("generation %d is the current one: %w", to, ErrNoGeneration)
+	}
+	return n.generation(to)
+}
+
+func (n *Node) planBack(ctx context.Context, g, dest Generation, base, target *index, policy Policy, by string) (*Plan, error) {
+	sc := scopeOf(base, target)
+	var owned []pattern.List
+	for _, texts := range [][]string{g.Owned, dest.Owned} {
+		list, err := pattern.Parse(texts)
+		if err != nil {
+			return nil, fmt.Errorf("plan rollback: %w", err)
+		}
+		owned = append(owned, pattern.NodeOwned().With(list))
+	}
+	r := &rules{owned: owned, volatile: pattern.Volatile(), policy: policy,
+		derived: map[string]bool{}, only: sc.paths}
+	cache := n.readCache(g.Number)
+	s := &scanner{n: n, rules: r, base: base, target: target, cache: cache}
+	l, err := s.scan(ctx, sc)
+	if err != nil {
+		return nil, fmt.Errorf("plan rollback: %w", err)
+	}
+	p := compare(base, l, target, r)
+	p.Base, p.To = g.Number, dest.Number
+	kept := p.Generation.Kept
+	p.Generation = dest
+	p.Generation.Pinned, p.Generation.By, p.Generation.Kept = false, by, kept
+	p.Generation.Of, p.Generation.To, p.Generation.Result = g.Number, dest.Number, "rolled back"
+	p.Generation.Note = fmt.Sprintf("rollback of %d to %d", g.Number, dest.Number)
+	x, err := n.undoCopies(ctx)
+	if err == nil {
+		err = n.choose(ctx, p, x)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("plan rollback: %w", err)
+	}
+	return p, n.finish(ctx, p, l, s, cache)
+}
+
+// finish adds to a plan what depends on the node: where content comes from,
+// what staging takes, who is writing, and which inodes can be trusted after it.
+func (n *Node) finish(ctx context.Context, p *Plan, l *live, s *scanner, cache map[string]entry.Stat) error {
+	p.Generation.Changes = len(p.Steps)
+	for _, m := range []*manifest.Manifest{p.done, p.left} {
+		if err := m.Validate(); err != nil {
+			return fmt.Errorf("plan: what is to be recorded: %w", err)
+		}
+	}
+	if err := n.sources(ctx, p, l, s); err != nil {
+		return fmt.Errorf("plan: %w", err)
+	}
+	p.measure()
+	p.trust(l, s, cache, n.now().Add(-settled).UnixNano())
+	p.Notes = append(p.Notes, writers(p)...)
+	return nil
+}
+
+// sources finds the chunks of what is to be staged on the node; what is left is Need.
+func (n *Node) sources(ctx context.Context, p *Plan, l *live, s *scanner) error {
+	want := map[digest.ID]uint32{}
+	for i := range p.Steps {
+		if st := &p.Steps[i]; p.builds(st) {
+			for _, c := range st.content.Chunks {
+				want[c.ID] = c.Size
+			}
+		}
+	}
+	p.local = map[digest.ID]place{}
+	for i := range s.base.m.Entries {
+		e := &s.base.m.Entries[i]
+		it := l.get(e.Path)
+		if it == nil && s.rules.only == nil || it != nil && !it.sameBase || e.Link != "" {
+			continue
+		}
+		p.offer(want, e.Path, e)
+	}
+	if len(p.local) < len(want) {
+		if err := n.offerUndo(ctx, p, want); err != nil {
+			return err
+		}
+	}
+	for i := range p.Steps {
+		st := &p.Steps[i]
+		if !p.builds(st) {
+			continue
+		}
+		for _, c := range st.content.Chunks {
+			if _, ok := p.local[c.ID]; !ok && want[c.ID] != 0 {
+				p.Need = append(p.Need, c.ID)
+				p.NeedBytes += int64(c.Size)
+				delete(want, c.ID)
+			}
+		}
+	}
+	return nil
+}
+
+// builds reports whether a step's file is put together from chunks.
+func (p *Plan) builds(s *Step) bool {
+	if s.content == nil || s.Kind > Add || s.link != s.slot {
+		return false
+	}
+	_, linked := p.links[s.slot]
+	return !linked
+}
+
+// offer notes which wanted chunks a file holds.
+func (p *Plan) offer(want map[digest.ID]uint32, path string, e *entry.Entry) {
+	off := int64(0)
+	for _, c := range e.Chunks {
+		if want[c.ID] == c.Size {
+			if _, ok := p.local[c.ID]; !ok {
+				p.local[c.ID] = place{path: path, content: e, off: off, size: c.Size}
+			}
+		}
+		off += int64(c.Size)
+	}
+}
+
+// offerUndo looks for chunks in what the generations keep.
+func (n *Node) offerUndo(ctx context.Context, p *Plan, want map[digest.ID]uint32) error {
+	x, err := n.undoCopies(ctx)
+	if err != nil {
+		return err
+	}
+	for gen, copies := range x.gens {
+		m, err := n.Left(gen)
+		if err != nil {
+			return err
+		}
+		left := indexOf(m)
+		for _, u := range copies {
+			if e := left.get(u.of); e != nil && e.Type == entry.File {
+				p.offer(want, u.path(), left.content(e))
+			}
+		}
+	}
+	return nil
+}
+
+// measure adds up what staging takes.
+func (p *Plan) measure() {
+	const block = 4096
+	up := func(n int64) int64 { return (n + block - 1) / block * block }
+	p.Inodes, p.Bytes = 16, 64<<10
+	if p.done != nil { // two manifests and the journal, generously
+		p.Bytes += int64(len(p.done.Entries)) * 300
+	}
+	for i := range p.Steps {
+		s := &p.Steps[i]
+		if s.Kind != Replace && s.Kind != Add || s.link != s.slot {
+			continue
+		}
+		if _, linked := p.links[s.slot]; linked {
+			continue
+		}
+		p.Inodes++
+		p.Bytes += block
+		if s.content != nil {
+			for _, c := range s.content.Chunks {
+				p.Bytes += int64(c.Size)
+			}
+			p.Bytes = up(p.Bytes)
+		}
+	}
+}
+
+// trust picks the inodes that will be known to hold what the new generation
+// says: untouched ones as they are, touched ones by a look after the switch.
+func (p *Plan) trust(l *live, s *scanner, cache map[string]entry.Stat, before int64) {
+	p.cache = map[string]entry.Stat{}
+	touched := map[string]bool{}
+	inodes := map[uint64]bool{}
+	for i := range p.Steps {
+		st := &p.Steps[i]
+		touched[st.Path] = true
+		inodes[st.stat.Ino] = true
+		if st.New != nil && st.New.Type == entry.File {
+			p.fresh = append(p.fresh, st.Path)
+		}
+	}
+	if s.rules.only != nil {
+		for path, st := range cache {
+			if l.get(path) == nil && !touched[path] {
+				p.cache[path] = st
+			}
+		}
+	}
+	done := indexOf(p.done)
+	for i := range l.items {
+		it := &l.items[i]
+		d := done.get(it.Path)
+		if it.Type != entry.File || it.alone != "" || touched[it.Path] || d == nil || d.Type != entry.File {
+			continue
+		}
+		holds := it.sameTarget || s.rules.derived[it.Path]
+		if !holds || it.stat.MTime != d.ModTime || it.stat.MTime >= before {
+			continue
+		}
+		if inodes[it.stat.Ino] {
+			p.fresh = append(p.fresh, it.Path) // its metadata changes through another name
+			continue
+		}
+		p.cache[it.Path] = it.stat
+	}
+}
+
+// Free returns what the file system of the tree has left.
+func (n *Node) Free() (bytes, inodes int64, err error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(n.top, &st); err != nil {
+		return 0, 0, fmt.Errorf("statfs %q: %w", n.path, err)
+	}
+	inodes = int64(st.Ffree)
+	if st.Files == 0 { // btrfs and others make inodes as they go
+		inodes = 1 << 40
+	}
+	return int64(st.Bavail) * st.Bsize, inodes, nil
+}
+
+// touchesBoot reports whether a plan changes what a boot loader reads.
+func (p *Plan) touchesBoot() bool {
+	for i := range p.Steps {
+		if s := &p.Steps[i]; s.Kind != Times && strings.HasPrefix(s.Path, "boot/") {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,286 @@
+package rollback
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"ingot/internal/entry"
+	"ingot/internal/slogx"
+)
+
+// Outcome is what a recovery found and did.
+type Outcome struct {
+	Did      Did
+	From, To int    // the generations of the interrupted switch
+	Foreign  []Note // paths that someone else changed meanwhile: left as they are
+}
+
+// Did is what Recover did.
+type Did string
+
+// What Recover did.
+const (
+	Nothing  Did = "nothing to recover"
+	PutBack  Did = "put back"
+	Finished Did = "finished"
+)
+
+// Recover makes an interrupted switch undone or complete. It is idempotent
+// and may itself be interrupted anywhere. Steps are recognised by inode, so it
+// does not matter which of them had reached the disk.
+func (n *Node) Recover(ctx context.Context) (Outcome, error) {
+	if !n.exists(in("journal")) {
+		return Outcome{Did: Nothing}, nil
+	}
+	unlock, err := n.lock("recover")
+	if err != nil {
+		return Outcome{}, fmt.Errorf("recover: %w", err)
+	}
+	defer unlock()
+	b, err := n.readState(in("journal"))
+	if notThere(err) {
+		return Outcome{Did: Nothing}, nil
+	}
+	if err != nil {
+		return Outcome{}, fmt.Errorf("recover: %w", err)
+	}
+	j, err := decodeJournal(b)
+	if err != nil {
+		return Outcome{}, fmt.Errorf("recover: %w", err)
+	}
+	if !j.ready {
+		// It got its name only when it was whole.
+		return Outcome{}, fmt.Errorf("recover: the journal ends before its steps do: %w", ErrCorrupt)
+	}
+	if err := ctx.Err(); err != nil {
+		return Outcome{}, err
+	}
+	out := Outcome{Did: PutBack, From: j.from, To: j.to}
+	if j.committed {
+		out.Did = Finished
+		err = n.complete(j, nil)
+	} else {
+		out.Foreign, err = n.back(j)
+	}
+	if err != nil {
+		return out, fmt.Errorf("recover: %w", err)
+	}
+	n.log().Info("recovered", "action", string(out.Did), slogx.Gen, j.to)
+	for _, f := range out.Foreign {
+		n.log().Error("changed by someone else during the switch: left as it is", slogx.Path, f.Path, "why", f.Why)
+	}
+	return out, nil
+}
+
+// back undoes what was done of a switch, last step first, and forgets it.
+func (n *Node) back(j *journal) ([]Note, error) {
+	b := &backer{runner: runner{n: n, j: j}}
+	if n.exists(in("stage", j.stage, "undo")) {
+		if err := b.open(); err != nil {
+			return nil, err
+		}
+		defer b.close()
+		for i := len(j.steps) - 1; i >= 0; i-- {
+			if err := b.undo1(&j.steps[i]); err != nil {
+				return nil, fmt.Errorf("undo %s %q: %w", j.steps[i].kind, j.steps[i].path, err)
+			}
+		}
+		for i := range j.steps {
+			if err := b.times(&j.steps[i]); err != nil {
+				return nil, fmt.Errorf("undo times of %q: %w", j.steps[i].path, err)
+			}
+		}
+	}
+	if err := n.sys.syncfs(n.top); err != nil {
+		return nil, err
+	}
+	if err := n.forget(j, len(b.foreign) > 0); err != nil {
+		return nil, err
+	}
+	return b.foreign, nil
+}
+
+// forget removes stage and journal of a switch that was put back; what is in
+// the slots is kept where not all of it could be.
+func (n *Node) forget(j *journal, keep bool) error {
+	dir := in("stage", j.stage)
+	if keep && n.exists(dir) {
+		if err := n.makeDirs(in("kept")); err != nil {
+			return err
+		}
+		if err := n.sys.move(n.top, dir, n.top, in("kept", j.stage)); err != nil {
+			return err
+		}
+	}
+	// The journal goes first: with the stage gone it could not be followed.
+	if err := n.sys.unlink(n.top, in("journal"), 0); err != nil {
+		return err
+	}
+	if err := n.sys.fsyncDir(n.top, home); err != nil {
+		return err
+	}
+	return n.remove(dir)
+}
+
+// backer undoes steps.
+type backer struct {
+	runner
+	foreign []Note
+}
+
+// inoAt returns the inode number of a name, 0 when it is not there.
+func inoAt(dir int, name string) (uint64, error) {
+	st, err := entry.StatAt(dir, name)
+	if notThere(err) {
+		return 0, nil
+	}
+	return st.Ino, err
+}
+
+// undo1 undoes one step if it was done.
+func (b *backer) undo1(s *jstep) error {
+	if s.kind == Times {
+		return nil
+	}
+	slot := strconv.Itoa(s.slot)
+	dir, name, err := b.n.parent(s.path)
+	if notThere(err) || err == unix.ELOOP {
+		return b.orphan(s, slot)
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	if s.kind == Meta {
+		return b.meta(s, dir, name)
+	}
+	at, err := inoAt(dir, name)
+	if err != nil {
+		return err
+	}
+	held, err := inoAt(b.undo, slot)
+	if err != nil {
+		return err
+	}
+	switch {
+	case s.kind == Delete:
+		return b.putBack(s, dir, name, slot, at, held)
+	case s.kind == Add:
+		return b.takeOut(s, dir, name, slot, at, held)
+	}
+	return b.swapBack(s, dir, name, slot, at, held)
+}
+
+// orphan: the directory of the path is not there. Where it is one that the
+// switch would have made, the step was not done.
+func (b *backer) orphan(s *jstep, slot string) error {
+	held, err := inoAt(b.undo, slot)
+	if err != nil {
+		return err
+	}
+	if s.old.ino != 0 && held == s.old.ino {
+		b.strange(s, "its directory is gone")
+	}
+	return nil
+}
+
+func (b *backer) strange(s *jstep, why string) {
+	b.foreign = append(b.foreign, Note{s.path, why})
+}
+
+// putBack undoes a Delete.
+func (b *backer) putBack(s *jstep, dir int, name, slot string, at, held uint64) error {
+	switch {
+	case held != s.old.ino: // never taken away
+		if at != s.old.ino {
+			b.strange(s, "is neither at its place nor in the undo copies")
+		}
+		return nil
+	case at != 0:
+		b.strange(s, "something else has been made in its place")
+		return nil
+	}
+	return b.n.sys.move(b.undo, slot, dir, name)
+}
+
+// takeOut undoes an Add.
+func (b *backer) takeOut(s *jstep, dir int, name, slot string, at, held uint64) error {
+	switch {
+	case at != s.new.ino || held == s.new.ino:
+		if at != 0 {
+			b.strange(s, "something else has been made in its place")
+		}
+		return nil
+	case s.new.Type == entry.Dir:
+		if empty, err := isEmpty(dir, name); err != nil || !empty {
+			if err == nil {
+				b.strange(s, "something else is in this new directory")
+			}
+			return err
+		}
+	}
+	return b.n.sys.move(dir, name, b.undo, slot)
+}
+
+// swapBack undoes a Replace.
+func (b *backer) swapBack(s *jstep, dir int, name, slot string, at, held uint64) error {
+	switch {
+	case at == s.old.ino:
+		return nil // not done
+	case held != s.old.ino:
+		b.strange(s, "is neither at its place nor in the undo copies")
+		return nil
+	case at == 0:
+		return b.n.sys.move(b.undo, slot, dir, name)
+	case at != s.new.ino:
+		b.strange(s, "something else has been made in its place")
+		return nil
+	case s.new.Type == entry.Dir:
+		if empty, err := isEmpty(dir, name); err != nil || !empty {
+			if err == nil {
+				b.strange(s, "something else is in this new directory")
+			}
+			return err
+		}
+	}
+	return b.n.sys.exchange(b.undo, slot, dir, name)
+}
+
+// meta undoes a Meta step, all or part of it.
+func (b *backer) meta(s *jstep, dir int, name string) error {
+	now, st, err := entry.ReadAt(dir, name)
+	if notThere(err) || err == nil && st.Ino != s.old.ino {
+		b.strange(s, "something else has been made in its place")
+		return nil
+	}
+	if err != nil || entry.SameMeta(&now, &s.old.Entry) {
+		return err
+	}
+	return b.n.sys.setMeta(dir, name, &s.old.Entry)
+}
+
+// times gives a directory the time it had.
+func (b *backer) times(s *jstep) error {
+	if s.old.ino == 0 || s.old.Type != entry.Dir {
+		return nil
+	}
+	dir, name, err := b.n.parent(s.path)
+	if notThere(err) || err == unix.ELOOP {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	st, err := entry.StatAt(dir, name)
+	if notThere(err) {
+		return nil
+	}
+	if err != nil || st.Ino != s.old.ino || st.MTime == s.old.ModTime {
+		return err
+	}
+	return b.n.sys.times(dir, name, s.old.ModTime)
+}

@@ -1,0 +1,201 @@
+// Package rollback keeps the generations of a node: what the node was brought
+// to, how it is brought to something else, and how it comes back.
+//
+// A change is planned (Plan, PlanRollback), staged beside the tree on the same
+// file system (Stage) and switched (Switch) under a write-ahead journal. Each
+// displaced file is its own undo copy. After a crash at any point Recover makes
+// the tree exactly the old or exactly the new generation. Rollback is the same
+// switch backwards; it moves no bytes. The package knows no transport: content
+// that is not on the node comes from a Source.
+//
+// The state is in .ingot (mode 0700) at the top of the tree:
+//
+//	generations/N/meta.json   what generation N is (Generation)
+//	generations/N/manifest    the tree as it was made: the base of three-way comparison
+//	generations/N/left        the tree as it was when N was left, where that differs
+//	generations/N/undo/S      what the switch that left N displaced, slot by slot
+//	generations/N/steps       the journal of that switch: which slot is which path
+//	stage/ID/                 a staged change: slots in undo/, records in next/ and left
+//	journal                   a switch that is not finished
+//	statcache                 inode states that are known to hold the manifest's content
+//	lock                      flock; says who and since when
+//	kept/ID/                  what a recovery could not put back, because someone else changed the path
+package rollback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ingot/internal/digest"
+	"ingot/internal/entry"
+	"ingot/internal/slogx"
+)
+
+// home is the directory at the top of the tree that holds all state.
+const home = ".ingot"
+
+// Kinds of failure, for errors.Is.
+var (
+	// ErrBusy: another process is changing the tree.
+	ErrBusy = errors.New("busy")
+	// ErrInterrupted: a switch was interrupted; Recover comes first.
+	ErrInterrupted = errors.New("an interrupted switch waits for recovery")
+	// ErrNoGeneration: the generation does not exist (any more).
+	ErrNoGeneration = errors.New("no such generation")
+	// ErrConflict: the node changed files that the plan would change (ConflictError).
+	ErrConflict = errors.New("changed on the node")
+	// ErrBlocked: the plan cannot be carried out as the tree is (BlockedError).
+	ErrBlocked = errors.New("blocked")
+	// ErrChanged: the tree changed under the plan; nothing was switched.
+	ErrChanged = errors.New("changed meanwhile")
+	// ErrStale: the plan was made for another generation, or its stage is gone.
+	ErrStale = errors.New("the plan is out of date")
+	// ErrDamaged: content kept on the node is not what it was (DamagedError).
+	ErrDamaged = errors.New("damaged")
+	// ErrNoSpace: staging does not fit (SpaceError).
+	ErrNoSpace = errors.New("not enough space")
+	// ErrCorrupt: a file of .ingot cannot be understood.
+	ErrCorrupt = errors.New("corrupt")
+)
+
+// Source delivers chunks that the node does not have. Fetch calls fn once for
+// every distinct id, possibly from several goroutines at once; data is valid
+// only during fn.
+type Source interface {
+	Fetch(ctx context.Context, ids []digest.ID, fn func(id digest.ID, data []byte) error) error
+}
+
+// Node is a tree with generations. Its methods may be called from several
+// processes; those that change something exclude each other (ErrBusy).
+type Node struct {
+	// config; set before use
+	Log    *slog.Logger     // nil discards
+	Keep   int              // generations to keep besides pinned ones; 0 means 3
+	Freeze bool             // after a change below boot/, FIFREEZE and FITHAW when the tree is its own mount
+	Now    func() time.Time // nil means time.Now
+
+	// state
+	path string
+	top  int // directory descriptors
+	sys  sys
+}
+
+// Open opens the tree at top. It changes nothing.
+func Open(top string, log *slog.Logger) (*Node, error) {
+	fd, err := unix.Open(top, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open tree %q: %w", top, err)
+	}
+	n := &Node{Log: log, path: top, top: fd}
+	if err := n.checkHome(); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("open tree %q: %w", top, err)
+	}
+	return n, nil
+}
+
+// Close releases the tree.
+func (n *Node) Close() error { return unix.Close(n.top) }
+
+func (n *Node) log() *slog.Logger { return slogx.Or(n.Log) }
+
+func (n *Node) now() time.Time {
+	if n.Now != nil {
+		return n.Now()
+	}
+	return time.Now()
+}
+
+// checkHome refuses a .ingot that somebody else could have planted.
+func (n *Node) checkHome() error {
+	var st, top unix.Stat_t
+	err := unix.Fstatat(n.top, home, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err == nil {
+		err = unix.Fstat(n.top, &top)
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("stat %q: %w", home, err)
+	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
+		return fmt.Errorf("%q is not a directory", home)
+	case st.Uid != uint32(os.Geteuid()) || st.Mode&0o022 != 0:
+		return fmt.Errorf("%q belongs to uid %d with mode %#o: others may write there", home, st.Uid, st.Mode&0o7777)
+	case st.Dev != top.Dev:
+		return fmt.Errorf("%q is on another file system than the tree", home)
+	}
+	return nil
+}
+
+// makeHome makes .ingot where there is none, without a trace in the top's times.
+func (n *Node) makeHome() error {
+	var st unix.Stat_t
+	err := unix.Fstatat(n.top, home, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if err == nil {
+		return nil
+	}
+	if !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("stat %q: %w", home, err)
+	}
+	if err := unix.Fstat(n.top, &st); err != nil {
+		return fmt.Errorf("stat the top: %w", err)
+	}
+	if err := n.sys.mkdir(n.top, home, 0o700); err != nil {
+		return err
+	}
+	return n.sys.times(n.top, ".", unix.TimespecToNsec(st.Mtim))
+}
+
+// parent opens the directory that holds path, following no symbolic link.
+func (n *Node) parent(path string) (dir int, name string, err error) {
+	i := strings.LastIndexByte(path, '/')
+	if i < 0 {
+		fd, err := entry.OpenBeneath(n.top, ".", unix.O_PATH|unix.O_DIRECTORY, 0)
+		return fd, path, err
+	}
+	fd, err := entry.OpenBeneath(n.top, path[:i], unix.O_PATH|unix.O_DIRECTORY, 0)
+	return fd, path[i+1:], err
+}
+
+// in names a file of .ingot relative to the top.
+func in(parts ...string) string { return home + "/" + strings.Join(parts, "/") }
+
+// openFile opens a regular file of the tree (or of .ingot) for reading.
+func (n *Node) openFile(path string) (*os.File, error) {
+	// O_NONBLOCK: a FIFO put in place of the file must not hang us.
+	fd, err := entry.OpenBeneath(n.top, path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %q: %w", path, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		unix.Close(fd)
+		return nil, fmt.Errorf("open %q: not a regular file", path)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// exists reports whether path is there, whatever it is.
+func (n *Node) exists(path string) bool {
+	dir, name, err := n.parent(path)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(dir)
+	_, err = entry.StatAt(dir, name)
+	return err == nil
+}
+
+// notThere reports whether err says that a path does not exist.
+func notThere(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR)
+}

@@ -1,0 +1,269 @@
+package rollback
+
+import (
+	"ingot/internal/digest"
+	"ingot/internal/entry"
+	"ingot/internal/manifest"
+)
+
+// steps turns the rows into steps in the order of a switch: deletions from
+// the leaves up, exchanges and additions from the top down, metadata, and
+// directory times last, because every name that comes or goes changes them.
+func (c *comparison) steps() {
+	var out []Step
+	for i := len(c.rows) - 1; i >= 0; i-- {
+		if w := &c.rows[i]; w.l != nil && w.goal == nil && !w.kept {
+			out = append(out, c.step(Delete, w))
+		}
+	}
+	for i := range c.rows {
+		w := &c.rows[i]
+		switch {
+		case w.goal == nil || w.kept:
+		case w.l == nil:
+			out = append(out, c.step(Add, w))
+		case w.replace:
+			out = append(out, c.step(Replace, w))
+		}
+	}
+	out = append(out, c.metaSteps()...)
+	real := len(out)
+	out = append(out, c.timeSteps(&real)...)
+	if real == 0 {
+		return // only times of directories that the node's own files keep changing
+	}
+	first := map[string]int{}
+	for i := range out {
+		s := &out[i]
+		s.slot, s.link = i, i
+		if s.New == nil || s.New.Type != entry.File || s.Kind > Add {
+			continue
+		}
+		if at, ok := first[rootOf(s.New)]; ok {
+			s.link = at
+		} else {
+			first[rootOf(s.New)] = i
+		}
+	}
+	c.plan.Steps = out
+}
+
+// step makes a step and marks what it touches.
+func (c *comparison) step(k Kind, w *row) Step {
+	s := Step{Kind: k, Path: w.path, New: w.goal}
+	if w.l != nil {
+		s.Old, s.stat = &w.l.Entry, w.l.stat
+		s.oldKey = c.keyOf(w.l)
+		if w.l.immutable {
+			c.blocked(w.path, "is immutable or append-only (chattr +i, +a)")
+		}
+	}
+	if w.goal != nil && w.goal.Type == entry.File {
+		s.content = c.target.content(w.goal)
+	}
+	if k > Add {
+		return s
+	}
+	up := c.row(parentOf(w.path))
+	if up == nil || up.touched {
+		return s
+	}
+	up.touched = true
+	if up.l != nil && up.l.immutable {
+		c.blocked(up.path, "is an immutable or append-only directory (chattr +i, +a)")
+	}
+	return s
+}
+
+// keyOf names what a live file holds, as far as manifests or the scan know.
+func (c *comparison) keyOf(l *item) digest.ID {
+	if e := c.contentOf(l); e != nil {
+		return contentKey(e)
+	}
+	return digest.ID{}
+}
+
+// contentOf returns an entry with the holes and chunks of a live file.
+func (c *comparison) contentOf(l *item) *entry.Entry {
+	switch {
+	case l.Type != entry.File:
+		return nil
+	case l.sameBase:
+		return c.base.content(c.base.get(l.Path))
+	case l.sameTarget:
+		return c.target.content(c.target.get(l.Path))
+	case l.described:
+		return &l.Entry
+	}
+	return nil
+}
+
+func (c *comparison) metaSteps() []Step {
+	var out []Step
+	done := map[uint64]bool{}
+	for i := range c.rows {
+		w := &c.rows[i]
+		if w.goal == nil || w.kept || w.l == nil || w.replace {
+			continue
+		}
+		if w.goal.Type == entry.Dir {
+			if !sameButTime(&w.l.Entry, w.goal) {
+				out = append(out, c.step(Meta, w))
+			}
+			continue
+		}
+		if entry.SameMeta(&w.l.Entry, w.goal) || done[w.l.stat.Ino] {
+			continue
+		}
+		if w.l.Type == entry.File {
+			done[w.l.stat.Ino] = true // one step for all names of the inode
+		}
+		out = append(out, c.step(Meta, w))
+	}
+	return out
+}
+
+// timeSteps sets the times of directories: those in which names come and go
+// and those that differ anyway. The latter do not count as a change where the
+// directory holds something of the node's own, which keeps changing them.
+func (c *comparison) timeSteps(real *int) []Step {
+	var out []Step
+	for i := range c.rows {
+		w := &c.rows[i]
+		if w.goal == nil || w.goal.Type != entry.Dir {
+			continue
+		}
+		if !w.touched && (w.kept || w.l == nil || w.replace || w.l.ModTime == w.goal.ModTime) {
+			continue
+		}
+		if !w.touched && !w.l.anchored {
+			*real++
+		}
+		s := Step{Kind: Times, Path: w.path, New: w.goal, keep: w.kept}
+		if w.l != nil && w.l.Type == entry.Dir {
+			s.Old, s.stat = &w.l.Entry, w.l.stat
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// record builds the manifest that the new generation was given, and the one
+// that the old generation is left with.
+func (c *comparison) record() {
+	done, left := &builder{}, &builder{}
+	for _, x := range []*index{c.target, c.base} {
+		b := done
+		if x == c.base {
+			b = left
+		}
+		for i := range x.m.Entries {
+			e := &x.m.Entries[i]
+			if _, ok := c.at[e.Path]; !ok {
+				b.add(e, x.content(e), "m"+rootOf(e))
+			}
+		}
+	}
+	for i := range c.rows {
+		w := &c.rows[i]
+		switch {
+		case w.done == nil:
+		case w.doneNow:
+			done.add(w.done, c.contentOf(w.l), liveGroup(w.l))
+		default:
+			done.add(w.done, c.target.content(w.done), "m"+rootOf(w.done))
+		}
+		switch {
+		case w.alone != "" && w.b != nil:
+			left.add(w.b, c.base.content(w.b), "m"+rootOf(w.b))
+		case w.alone == "" && w.l != nil:
+			left.add(&w.l.Entry, c.contentOf(w.l), liveGroup(w.l))
+		}
+	}
+	c.plan.done = done.build(c.live)
+	c.plan.left = left.build(c.live)
+}
+
+func liveGroup(l *item) string {
+	if l.Type != entry.File {
+		return ""
+	}
+	return "l" + string(binary64(l.stat.Ino))
+}
+
+func binary64(v uint64) []byte {
+	b := make([]byte, 8)
+	for i := range b {
+		b[i] = byte(v >> (8 * i))
+	}
+	return b
+}
+
+// builder gathers entries of several trees into one manifest.
+type builder struct {
+	entries []entry.Entry
+	group   []string
+}
+
+func (b *builder) add(e, content *entry.Entry, group string) {
+	x := *e
+	x.Link, x.Holes, x.Chunks = "", nil, nil
+	if x.Type == entry.File && content != nil {
+		x.Size, x.Holes, x.Chunks = content.Size, content.Holes, content.Chunks
+	}
+	b.entries = append(b.entries, x)
+	b.group = append(b.group, group)
+}
+
+// build sorts the entries, makes the first name of each group its head and
+// adds directories that what was kept needs; what has no directory to be in is
+// left out.
+func (b *builder) build(l *live) *manifest.Manifest {
+	groups := make(map[string]string, len(b.entries))
+	for i := range b.entries {
+		if b.entries[i].Type == entry.File {
+			groups[b.entries[i].Path] = b.group[i]
+		}
+	}
+	m := &manifest.Manifest{Entries: b.withParents(l)}
+	m.Sort()
+	heads := map[string]*entry.Entry{}
+	dirs := map[string]bool{"": true}
+	out := m.Entries[:0]
+	for _, e := range m.Entries {
+		if !dirs[parentOf(e.Path)] {
+			continue
+		}
+		if e.Type == entry.Dir {
+			dirs[e.Path] = true
+		}
+		if g := groups[e.Path]; g != "" && e.Type == entry.File {
+			if h := heads[g]; h != nil && h.Size == e.Size && entry.SameMeta(h, &e) {
+				e.Link, e.Holes, e.Chunks = h.Path, nil, nil
+			} else if h == nil {
+				head := e
+				heads[g] = &head
+			}
+		}
+		out = append(out, e)
+	}
+	m.Entries = out
+	return m
+}
+
+func (b *builder) withParents(l *live) []entry.Entry {
+	have := make(map[string]bool, len(b.entries))
+	for i := range b.entries {
+		have[b.entries[i].Path] = true
+	}
+	out := b.entries
+	for i := range b.entries {
+		for up := parentOf(b.entries[i].Path); up != "" && !have[up]; up = parentOf(up) {
+			have[up] = true
+			if it := l.get(up); it != nil && it.Type == entry.Dir {
+				out = append(out, it.Entry)
+			}
+		}
+	}
+	return out
+}

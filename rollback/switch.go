@@ -1,0 +1,451 @@
+package rollback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"ingot/internal/digest"
+	"ingot/internal/entry"
+	"ingot/internal/slogx"
+)
+
+// Switch makes a staged plan the tree. It either returns the new generation,
+// or an error and the tree as it was; only when it could not put the tree back
+// itself is the error an ErrInterrupted, and Recover has to. Once the journal is
+// written ctx is no longer looked at.
+func (n *Node) Switch(ctx context.Context, p *Plan) (Generation, error) {
+	if err := p.Err(); err != nil {
+		return Generation{}, fmt.Errorf("switch: %w", err)
+	}
+	unlock, err := n.lockIdle("switch")
+	if err != nil {
+		return Generation{}, fmt.Errorf("switch: %w", err)
+	}
+	defer unlock()
+	g, err := n.doSwitch(ctx, p)
+	if err != nil {
+		return g, fmt.Errorf("switch: %w", err)
+	}
+	n.log().Info("switched", slogx.Gen, g.Number, slogx.Image, g.Image, "changes", len(p.Steps))
+	return g, nil
+}
+
+func (n *Node) doSwitch(ctx context.Context, p *Plan) (Generation, error) {
+	if err := n.isBase(p); err != nil {
+		return Generation{}, err
+	}
+	dir := in("stage", p.id)
+	if p.id == "" || !n.exists(dir+"/undo") {
+		return Generation{}, fmt.Errorf("not staged, or staged over: %w", ErrStale)
+	}
+	r := &runner{n: n, ctimes: map[uint64]int64{}}
+	var err error
+	if r.j, err = n.prepare(p); err != nil {
+		return Generation{}, err
+	}
+	if err := r.open(); err != nil {
+		return Generation{}, err
+	}
+	defer r.close()
+	g := p.Generation
+	g.Number, g.From, g.When = r.j.to, r.j.from, n.now().UTC()
+	if err := n.writeGeneration(dir+"/next", g, p.done); err != nil {
+		return Generation{}, errors.Join(err, n.remove(dir+"/next"))
+	}
+	if err := ctx.Err(); err != nil {
+		return Generation{}, errors.Join(err, n.remove(dir+"/next"))
+	}
+	if err := n.writeState(in("journal"), r.j.encode()); err != nil {
+		return Generation{}, n.takeBack(r, err)
+	}
+	if err := r.forward(); err != nil {
+		return Generation{}, n.takeBack(r, err)
+	}
+	if err := n.settle(p); err != nil {
+		return Generation{}, n.takeBack(r, err)
+	}
+	if undone, err := n.commit(); err != nil {
+		if !undone {
+			return Generation{}, fmt.Errorf("commit: %w: %w", ErrInterrupted, err)
+		}
+		return Generation{}, n.takeBack(r, err)
+	}
+	r.j.committed = true
+	if err := n.complete(r.j, p); err != nil {
+		return g, fmt.Errorf("generation %d is made but not tidied up: %w: %w", g.Number, ErrInterrupted, err)
+	}
+	return n.generation(g.Number)
+}
+
+// takeBack undoes a switch that failed.
+func (n *Node) takeBack(r *runner, cause error) error {
+	if !n.exists(in("journal")) {
+		return cause // its fsync or rename failed: nothing was begun
+	}
+	foreign, err := n.back(r.j)
+	if err != nil {
+		return fmt.Errorf("%w; putting it back: %w: %w", cause, ErrInterrupted, err)
+	}
+	if len(foreign) > 0 {
+		return fmt.Errorf("%w; put back, except %s", cause, some(foreign, Note.String))
+	}
+	return cause
+}
+
+// settle makes the switch durable before it counts.
+func (n *Node) settle(p *Plan) error {
+	if err := n.sys.syncfs(n.top); err != nil {
+		return err
+	}
+	if !n.Freeze || !p.touchesBoot() {
+		return nil
+	}
+	if mount, _ := attributes(n.top, "."); !mount || os.Geteuid() != 0 {
+		return nil
+	}
+	if err := n.sys.freeze(n.top); err != nil {
+		n.log().Warn("cannot freeze the file system: a boot loader may see it as before", slogx.Err, err)
+	}
+	return nil
+}
+
+// commit appends the commit record: the point of no return. When that fails,
+// undone says that the record is certainly not there; otherwise it may be, and
+// only a recovery that reads the journal may decide.
+func (n *Node) commit() (undone bool, err error) {
+	fd, err := entry.OpenBeneath(n.top, in("journal"), unix.O_WRONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return true, err
+	}
+	f := os.NewFile(uintptr(fd), in("journal"))
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return true, err
+	}
+	if err = n.sys.writeAt(f, "journal", commitRecord(), st.Size()); err == nil {
+		err = n.sys.fsync(f)
+	}
+	if err == nil {
+		return false, nil
+	}
+	cut := n.sys.do("truncate", "journal", func() error { return f.Truncate(st.Size()) })
+	if cut == nil {
+		cut = n.sys.fsync(f)
+	}
+	return cut == nil, err
+}
+
+// prepare looks at every path again and writes down both sides of every step.
+func (n *Node) prepare(p *Plan) (*journal, error) {
+	st, err := n.openStage(in("stage", p.id))
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(st.fd)
+	j := &journal{from: p.Base, to: p.Base + 1, stage: p.id, used: p.used, ready: true}
+	j.steps = make([]jstep, 0, len(p.Steps))
+	for i := range p.Steps {
+		s := &p.Steps[i]
+		js := jstep{kind: s.Kind, slot: s.slot, path: s.Path}
+		if err := n.oldSide(s, &js); err != nil {
+			return nil, err
+		}
+		if err := st.newSide(s, &js); err != nil {
+			return nil, fmt.Errorf("staged %q: %w", s.Path, err)
+		}
+		if s.keep {
+			js.new.ModTime = js.old.ModTime
+		}
+		j.steps = append(j.steps, js)
+	}
+	return j, nil
+}
+
+// oldSide checks that the path is what the plan saw.
+func (n *Node) oldSide(s *Step, js *jstep) error {
+	dir, name, err := n.parent(s.Path)
+	if s.Old == nil {
+		if err == nil {
+			defer unix.Close(dir)
+			if _, serr := entry.StatAt(dir, name); s.Kind == Add && !notThere(serr) {
+				return fmt.Errorf("%q is there now: %w", s.Path, ErrChanged)
+			}
+		}
+		return nil // a parent that the switch will make
+	}
+	if err != nil {
+		return fmt.Errorf("%q: %w: %w", s.Path, ErrChanged, err)
+	}
+	defer unix.Close(dir)
+	e, st, err := entry.ReadAt(dir, name)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrChanged, err)
+	}
+	same := st == s.stat
+	if e.Type == entry.Dir { // what comes and goes in a directory is seen name by name
+		same = st.Ino == s.stat.Ino && st.Dev == s.stat.Dev && sameButTime(&e, s.Old)
+	}
+	if !same {
+		return fmt.Errorf("%q: %w", s.Path, ErrChanged)
+	}
+	js.old = side{ino: st.Ino, key: s.oldKey, Entry: e}
+	return nil
+}
+
+// newSide notes what is in the slot, or what metadata a step sets.
+func (st *stager) newSide(s *Step, js *jstep) error {
+	switch s.Kind {
+	case Delete:
+		return nil
+	case Meta, Times:
+		js.new = side{ino: max(js.old.ino, 1), Entry: *s.New}
+		return nil
+	}
+	e, stat, err := entry.ReadAt(st.fd, strconv.Itoa(s.slot))
+	if err != nil {
+		return err
+	}
+	want := *s.New
+	if e.Type != want.Type || e.Size != want.Size || !entry.SameMeta(&e, &want) {
+		return fmt.Errorf("is not as it was staged: %w", ErrStale)
+	}
+	js.new = side{ino: stat.Ino, Entry: e}
+	if s.content != nil {
+		js.new.key = contentKey(s.content)
+	}
+	return nil
+}
+
+// runner carries out the steps of a journal.
+type runner struct {
+	n      *Node
+	j      *journal
+	undo   int // the directory of slots
+	ctimes map[uint64]int64
+}
+
+func (r *runner) open() (err error) {
+	r.undo, err = entry.OpenBeneath(r.n.top, in("stage", r.j.stage, "undo"), unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return fmt.Errorf("open the stage: %w", err)
+	}
+	return nil
+}
+
+func (r *runner) close() { unix.Close(r.undo) }
+
+// forward carries out all steps and then looks whether someone wrote to what
+// they displaced.
+func (r *runner) forward() error {
+	for i := range r.j.steps {
+		if err := r.step(&r.j.steps[i]); err != nil {
+			return fmt.Errorf("%s %q: %w", r.j.steps[i].kind, r.j.steps[i].path, err)
+		}
+	}
+	for i := range r.j.steps {
+		s := &r.j.steps[i]
+		if s.kind != Delete && s.kind != Replace {
+			continue
+		}
+		if err := r.displaced(s, true); err != nil {
+			return fmt.Errorf("%s %q: %w", s.kind, s.path, err)
+		}
+	}
+	return nil
+}
+
+func (r *runner) step(s *jstep) error {
+	dir, name, err := r.n.parent(s.path)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	sys, slot := &r.n.sys, strconv.Itoa(s.slot)
+	switch s.kind {
+	case Delete:
+		if err := sys.move(dir, name, r.undo, slot); err != nil {
+			return err
+		}
+		return r.displaced(s, false)
+	case Replace:
+		if err := sys.exchange(r.undo, slot, dir, name); err != nil {
+			return err
+		}
+		return r.displaced(s, false)
+	case Add:
+		return sys.move(r.undo, slot, dir, name)
+	case Times:
+		return sys.times(dir, name, s.new.ModTime)
+	}
+	st, err := entry.StatAt(dir, name)
+	if err != nil {
+		return err
+	}
+	if st.Ino != s.old.ino {
+		return ErrChanged
+	}
+	return sys.setMeta(dir, name, &s.new.Entry)
+}
+
+// displaced checks that what is in a slot is what the plan saw: the same
+// inode, not written to since. The rename itself changed the ctime; again
+// looks whether anything has since.
+func (r *runner) displaced(s *jstep, again bool) error {
+	st, err := entry.StatAt(r.undo, strconv.Itoa(s.slot))
+	if err != nil {
+		return err
+	}
+	if st.Ino != s.old.ino {
+		return ErrChanged
+	}
+	if s.old.Type == entry.Dir {
+		empty, err := isEmpty(r.undo, strconv.Itoa(s.slot))
+		if err == nil && !empty {
+			err = fmt.Errorf("something new is in it: %w", ErrChanged)
+		}
+		return err
+	}
+	if st.MTime != s.old.ModTime || s.old.Type == entry.File && st.Size != s.old.Size {
+		return fmt.Errorf("was written to: %w", ErrChanged)
+	}
+	if !again {
+		r.ctimes[st.Ino] = st.CTime
+	} else if r.ctimes[st.Ino] != st.CTime {
+		return fmt.Errorf("was written to: %w", ErrChanged)
+	}
+	return nil
+}
+
+func isEmpty(dir int, name string) (bool, error) {
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false, err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	names, _ := f.Readdirnames(1)
+	return len(names) == 0, nil
+}
+
+// complete tidies up after the commit record. Every part of it may have been
+// done before. p is nil in a recovery.
+func (n *Node) complete(j *journal, p *Plan) error {
+	dir := in("stage", j.stage)
+	for _, mv := range [][2]string{
+		{dir + "/undo", genDir(j.from, "undo")},
+		{dir + "/left", genDir(j.from, "left")},
+		{dir + "/next", genDir(j.to)},
+	} {
+		if !n.exists(mv[0]) {
+			continue
+		}
+		if err := n.sys.move(n.top, mv[0], n.top, mv[1]); err != nil {
+			return err
+		}
+	}
+	for _, u := range j.used {
+		if err := n.remove(u.path()); err != nil {
+			return err
+		}
+	}
+	if p != nil {
+		if err := n.writeCache(j.to, n.trusted(p)); err != nil {
+			return err
+		}
+	}
+	if err := n.remove(dir); err != nil {
+		return err
+	}
+	if err := n.sys.syncfs(n.top); err != nil {
+		return err
+	}
+	if err := n.sys.replace(n.top, in("journal"), n.top, genDir(j.from, "steps")); err != nil {
+		return err
+	}
+	if err := n.sys.fsyncDir(n.top, home); err != nil {
+		return err
+	}
+	if err := n.retire(); err != nil {
+		n.log().Warn("old generations could not be removed", slogx.Err, err)
+	}
+	return nil
+}
+
+// trusted takes the states of the inodes that the switch touched.
+func (n *Node) trusted(p *Plan) map[string]entry.Stat {
+	out := p.cache
+	stats := map[string]entry.Stat{}
+	for _, path := range p.fresh {
+		dir, name, err := n.parent(path)
+		if err != nil {
+			continue
+		}
+		if st, err := entry.StatAt(dir, name); err == nil {
+			stats[path] = st
+		}
+		unix.Close(dir)
+	}
+	for path, st := range trustable(p.done, stats, n.now()) {
+		out[path] = st
+	}
+	return out
+}
+
+// Rollback goes back to generation to, or with 0 to the one before the
+// current one, from what the node keeps: PlanRollback, Stage and Switch.
+func (n *Node) Rollback(ctx context.Context, to int, policy Policy, by string) (Generation, error) {
+	p, err := n.PlanRollback(ctx, to, policy, by)
+	if err != nil {
+		return Generation{}, err
+	}
+	if err := p.Err(); err != nil {
+		return Generation{}, fmt.Errorf("roll back to generation %d: %w", p.To, err)
+	}
+	if len(p.Need) > 0 {
+		return Generation{}, fmt.Errorf("roll back to generation %d: %w", p.To, &DamagedError{Notes: p.lacking()})
+	}
+	if err := n.Stage(ctx, p, nil); err != nil {
+		return Generation{}, fmt.Errorf("roll back to generation %d: %w", p.To, err)
+	}
+	g, err := n.Switch(ctx, p)
+	if err != nil {
+		return g, fmt.Errorf("roll back to generation %d: %w", p.To, err)
+	}
+	return g, nil
+}
+
+// lacking names the files whose content is nowhere on the node.
+func (p *Plan) lacking() []Note {
+	need := map[digest.ID]bool{}
+	for _, id := range p.Need {
+		need[id] = true
+	}
+	why := map[string]string{}
+	for _, d := range p.Damaged {
+		why[d.Path] = d.Why
+	}
+	var out []Note
+	for i := range p.Steps {
+		s := &p.Steps[i]
+		if !p.builds(s) {
+			continue
+		}
+		for _, c := range s.content.Chunks {
+			if need[c.ID] {
+				w := why[s.Path]
+				if w == "" {
+					w = "not among the undo copies"
+				}
+				out = append(out, Note{s.Path, w})
+				break
+			}
+		}
+	}
+	return out
+}

@@ -1,0 +1,138 @@
+package rollback
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"ingot/internal/digest"
+	"ingot/internal/entry"
+)
+
+// undoFile is one displaced file that a generation keeps.
+type undoFile struct {
+	gen, slot int
+}
+
+func (u undoFile) path() string { return genDir(u.gen, "undo", strconv.Itoa(u.slot)) }
+
+// undoCopy is an undo file with what is known about it.
+type undoCopy struct {
+	undoFile
+	of   string // the path that it was displaced from
+	stat entry.Stat
+}
+
+// undoIndex finds displaced files by what they hold.
+type undoIndex struct {
+	byKey map[digest.ID][]undoCopy
+	byIno map[uint64][]undoFile
+	gens  map[int][]undoCopy
+}
+
+// undoCopies reads which files the generations keep. What is missing or is
+// no file any more is left out.
+func (n *Node) undoCopies(ctx context.Context) (*undoIndex, error) {
+	x := &undoIndex{byKey: map[digest.ID][]undoCopy{}, byIno: map[uint64][]undoFile{}, gens: map[int][]undoCopy{}}
+	nums, err := n.numbers()
+	if err != nil {
+		return nil, err
+	}
+	for i := len(nums) - 1; i >= 0; i-- { // newest first
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		b, err := n.readState(genDir(nums[i], "steps"))
+		if notThere(err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		j, err := decodeJournal(b)
+		if err != nil {
+			return nil, fmt.Errorf("undo copies of generation %d: %w", nums[i], err)
+		}
+		n.gather(x, nums[i], j)
+	}
+	return x, nil
+}
+
+func (n *Node) gather(x *undoIndex, gen int, j *journal) {
+	fd, err := entry.OpenBeneath(n.top, genDir(gen, "undo"), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	for i := range j.steps {
+		s := &j.steps[i]
+		if s.kind != Delete && s.kind != Replace || s.old.Type != entry.File || s.old.key.IsZero() {
+			continue
+		}
+		st, err := entry.StatAt(fd, strconv.Itoa(s.slot))
+		if err != nil {
+			continue
+		}
+		u := undoCopy{undoFile: undoFile{gen, s.slot}, of: s.path, stat: st}
+		x.byKey[s.old.key] = append(x.byKey[s.old.key], u)
+		x.byIno[st.Ino] = append(x.byIno[st.Ino], u.undoFile)
+		x.gens[gen] = append(x.gens[gen], u)
+	}
+}
+
+// choose picks undo copies that become the files of a rollback: whole
+// inodes, each used once, read and compared before they are trusted.
+func (n *Node) choose(ctx context.Context, p *Plan, x *undoIndex) error {
+	p.links = map[int]undoFile{}
+	taken := map[uint64]bool{}
+	for i := range p.Steps {
+		s := &p.Steps[i]
+		if s.content == nil || s.Kind > Add || s.link != s.slot {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		for _, u := range preferred(x.byKey[contentKey(s.content)], s.Path) {
+			if taken[u.stat.Ino] || u.stat.Ino == s.stat.Ino || u.stat.Nlink != uint64(len(x.byIno[u.stat.Ino])) {
+				continue // in use elsewhere: copied by chunks instead
+			}
+			if err := n.intact(u, s.content); err != nil {
+				p.Damaged = append(p.Damaged, Note{s.Path, fmt.Sprintf("undo copy %q: %v", u.path(), err)})
+				continue
+			}
+			taken[u.stat.Ino] = true
+			p.links[s.slot] = u.undoFile
+			p.used = append(p.used, x.byIno[u.stat.Ino]...)
+			break
+		}
+	}
+	return nil
+}
+
+// preferred puts the copy that was displaced from this very path first.
+func preferred(list []undoCopy, path string) []undoCopy {
+	for i, u := range list {
+		if u.of == path {
+			out := append([]undoCopy{u}, list[:i]...)
+			return append(out, list[i+1:]...)
+		}
+	}
+	return list
+}
+
+// intact reads an undo copy and compares it with what it should hold.
+func (n *Node) intact(u undoCopy, want *entry.Entry) error {
+	f, err := n.openFile(u.path())
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	ok, err := holds(f, u.stat.Size, want)
+	if err == nil && !ok {
+		err = fmt.Errorf("does not hold what was displaced: %w", ErrDamaged)
+	}
+	return err
+}
