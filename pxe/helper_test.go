@@ -39,5 +39,3 @@ func TestHelperAskProxy(t *testing.T) {
 	check(t, err)
 	fmt.Printf("ack from %s: %s %s\n", from.IP, p.BootFileName, p.Options[60])
 }
-
-func updateArgs() []string { return nil }

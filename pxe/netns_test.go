@@ -46,7 +46,6 @@ func inNetns(t *testing.T) bool {
 		skip(t, "a network namespace needs root")
 	}
 	cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=9m")
-	cmd.Args = append(cmd.Args, updateArgs()...)
 	cmd.Env = append(os.Environ(), "INGOT_TEST_NETNS="+t.Name())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.CombinedOutput()

@@ -9,11 +9,11 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
@@ -123,6 +123,15 @@ func (c *raConn) setup() error {
 	)
 }
 
+// wait gives duplicate address detection its time.
+func (c *raConn) wait(ctx context.Context) {
+	for end := time.Now().Add(raLinkLocal); ctx.Err() == nil && time.Now().Before(end); sleep(ctx, 200*time.Millisecond) {
+		if _, ok := linkLocal(c.ifi); ok {
+			return
+		}
+	}
+}
+
 func (c *raConn) read(ctx context.Context) {
 	buf := make([]byte, 1500)
 	for ctx.Err() == nil {
@@ -137,6 +146,7 @@ func (c *raConn) read(ctx context.Context) {
 		switch ipv6.ICMPType(buf[0]) {
 		case ipv6.ICMPTypeRouterSolicitation:
 			c.log.Debug("router solicitation", "iface", c.ifi.Name, "from", src)
+			c.wait(ctx) // an interface that has just got its carrier
 			c.send()
 		case ipv6.ICMPTypeRouterAdvertisement:
 			c.heard(src)
@@ -157,15 +167,10 @@ func (c *raConn) heard(src net.Addr) {
 
 // unsolicited speaks at the start, when there is a link-local address, and then now and again.
 func (c *raConn) unsolicited(ctx context.Context) {
-	for wait := time.Now().Add(raLinkLocal); ctx.Err() == nil && time.Now().Before(wait); {
-		if _, ok := linkLocal(c.ifi); ok {
-			break
-		}
-		sleep(ctx, 200*time.Millisecond)
-	}
 	for ctx.Err() == nil {
+		c.wait(ctx)
 		// Without a carrier the kernel makes no address; that is not worth a word until a machine asks.
-		if ifi, err := net.InterfaceByName(c.ifi.Name); err == nil && ifi.Flags&net.FlagRunning != 0 {
+		if ifi, err := net.InterfaceByName(c.ifi.Name); err == nil && ifi.Flags&net.FlagRunning != 0 && ctx.Err() == nil {
 			c.send()
 		}
 		sleep(ctx, raEvery)
@@ -219,15 +224,18 @@ func ulaPrefix(name string) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom16(a), 64)
 }
 
+// linkLocal is the interface's link-local address once duplicate address detection has let it be used.
 func linkLocal(ifi *net.Interface) (netip.Addr, bool) {
-	addrs, _ := ifi.Addrs()
-	i := slices.IndexFunc(addrs, func(a net.Addr) bool {
-		p, err := netip.ParsePrefix(a.String())
-		return err == nil && p.Addr().Is6() && p.Addr().IsLinkLocalUnicast()
-	})
-	if i < 0 {
+	link, err := netlink.LinkByIndex(ifi.Index)
+	if err != nil {
 		return netip.Addr{}, false
 	}
-	p, _ := netip.ParsePrefix(addrs[i].String())
-	return p.Addr(), true
+	addrs, _ := netlink.AddrList(link, netlink.FAMILY_V6)
+	for _, a := range addrs {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		if ok && ip.IsLinkLocalUnicast() && a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0 {
+			return ip, true
+		}
+	}
+	return netip.Addr{}, false
 }
