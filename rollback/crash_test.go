@@ -1,0 +1,294 @@
+package rollback
+
+import (
+	"context"
+	"errors"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// long runs every step of the large trees; the short form samples them and
+// runs every step of a small tree.
+func long() bool { return os.Getenv("INGOT_CAMPAIGN") != "" }
+
+// death is what a killed process panics with.
+type death struct{}
+
+// fate lets a process die, or one of its calls fail, at point number at: each
+// call that changes something has a point before it and one after it.
+type fate struct {
+	at   int
+	on   func(call, what string, after bool) bool // instead of at
+	err  error                                    // nil: die
+	seen int
+	dead bool
+	call string
+}
+
+func (f *fate) hook(call, what string, after bool) error {
+	if f.dead {
+		panic(death{})
+	}
+	f.seen++
+	if f.on == nil && f.seen != f.at || f.on != nil && !f.on(call, what, after) {
+		return nil
+	}
+	f.call = call
+	if f.err != nil {
+		return f.err
+	}
+	f.dead = true
+	panic(death{})
+}
+
+// live runs f under a fate and reports whether it lived through it.
+func (f *fate) live(n *Node, run func() error) (lived bool, err error) {
+	n.sys.hook = f.hook
+	defer func() {
+		n.sys.hook = nil
+		if r := recover(); r != nil {
+			if _, ok := r.(death); !ok {
+				panic(r)
+			}
+			lived = false
+		}
+	}()
+	return true, run()
+}
+
+// campaign is one operation that is to be interrupted everywhere. After each
+// time that it succeeds a rollback brings the node back.
+type campaign struct {
+	w  *world
+	op func(n *Node) error
+
+	points, forward, undone int
+}
+
+// state says which of the two trees the node is, exactly.
+func (c *campaign) state(what string) (isNew bool) {
+	c.w.t.Helper()
+	got := snapshot(c.w.t, c.w.dir)
+	switch got.ID() {
+	case c.w.mold.ID():
+		return false
+	case c.w.mnew.ID():
+		return true
+	}
+	c.w.t.Fatalf("%s: neither the old nor the new tree.\nagainst old:\n%s\nagainst new:\n%s", what,
+		differences(c.w.mold, got), differences(c.w.mnew, got))
+	return false
+}
+
+// count finds out how many points the operation has, and puts the tree back.
+func (c *campaign) count() int {
+	n := open(c.w.t, c.w.dir)
+	f := &fate{}
+	_, err := f.live(n, func() error { return c.op(n) })
+	ok(c.w.t, err)
+	c.reset(n)
+	return f.seen
+}
+
+func (c *campaign) reset(n *Node) {
+	c.w.t.Helper()
+	_, err := n.Rollback(context.Background(), 0, Policy{}, "reset")
+	ok(c.w.t, err)
+}
+
+// recovered kills recoveries, each one point later than the one before, until
+// one comes through.
+func (c *campaign) recovered(what string) Outcome {
+	c.w.t.Helper()
+	for at := 1; ; at++ {
+		n := open(c.w.t, c.w.dir)
+		var out Outcome
+		f := &fate{at: at}
+		lived, err := f.live(n, func() (err error) {
+			out, err = n.Recover(context.Background())
+			return err
+		})
+		n.Close()
+		if lived {
+			if err != nil {
+				c.w.t.Fatalf("%s: recovery %d: %v", what, at, err)
+			}
+			if len(out.Foreign) > 0 {
+				c.w.t.Fatalf("%s: recovery %d found changes of others: %v", what, at, out.Foreign)
+			}
+			return out
+		}
+	}
+}
+
+// run interrupts the operation at each stride-th point.
+func (c *campaign) run(stride int, inject error) {
+	c.w.t.Helper()
+	for at := 1; ; at += stride {
+		n := open(c.w.t, c.w.dir)
+		ok(c.w.t, n.clearStages()) // what dead pushes left would only make the count longer
+		was := c.state("before")
+		before, err := n.Current()
+		ok(c.w.t, err)
+		f := &fate{at: at, err: inject}
+		lived, err := f.live(n, func() error { return c.op(n) })
+		n.Close()
+		what := f.call
+		if f.seen < at { // it came through before that point
+			ok(c.w.t, err)
+			break
+		}
+		c.points++
+		if lived && err != nil && !errors.Is(err, ErrInterrupted) {
+			if _, err := os.Lstat(c.w.dir + "/.ingot/journal"); err == nil {
+				c.w.t.Fatalf("%s failed at point %d and left a journal", what, at)
+			}
+			if c.state("after a failed "+what) != was {
+				c.w.t.Fatalf("%s failed at point %d, an error was returned, but the tree changed", what, at)
+			}
+		}
+		if lived && err == nil && c.state("after") == was {
+			c.w.t.Fatalf("%s failed at point %d: no error was returned, but the tree did not change", what, at)
+		}
+		if !lived || errors.Is(err, ErrInterrupted) {
+			c.recovered(what)
+		}
+		c.judge(what, at, was, before)
+	}
+	c.w.t.Logf("%d points, one in %d: %d forward, %d undone", c.points, stride, c.forward, c.undone)
+	if c.forward == 0 && stride == 1 || c.undone == 0 || c.points < 20 {
+		c.w.t.Errorf("of %d points %d ended forward and %d back: the campaign does not reach both", c.points, c.forward, c.undone)
+	}
+}
+
+// judge checks that tree and generation agree, that nothing is left over, and resets.
+func (c *campaign) judge(what string, at int, was bool, before Generation) {
+	c.w.t.Helper()
+	n := open(c.w.t, c.w.dir)
+	defer n.Close()
+	changed := c.state(what) != was
+	g, err := n.Current()
+	ok(c.w.t, err)
+	if changed != (g.Number == before.Number+1) || !changed && g.Number != before.Number {
+		c.w.t.Fatalf("%s at point %d: changed %v, but generation %d became %d", what, at, changed, before.Number, g.Number)
+	}
+	if _, err := os.Lstat(c.w.dir + "/.ingot/kept"); err == nil {
+		c.w.t.Fatalf("%s at point %d: something was kept aside", what, at)
+	}
+	if !changed {
+		c.undone++
+		return
+	}
+	c.forward++
+	c.reset(n)
+}
+
+func pushOp(w *world) func(*Node) error {
+	return func(n *Node) error {
+		_, err := push(n, w.goal(), w.src)
+		return err
+	}
+}
+
+func backOp(n *Node) error {
+	_, err := n.Rollback(context.Background(), 0, Policy{}, "test")
+	return err
+}
+
+// pick chooses the stride that visits about short points, or all in the long form.
+func pick(c *campaign, short int) int {
+	if long() {
+		return 1
+	}
+	return max(1, c.count()/short) | 1 // odd: before and after calls in turn
+}
+
+func TestDeathAnywhere(t *testing.T) {
+	for _, size := range []struct {
+		name                    string
+		entries, changes, short int
+	}{{"small", 30, 25, 100000}, {"large", 400, 320, 25}} {
+		t.Run(size.name+" push", func(t *testing.T) {
+			w := newWorld(t, 7, size.entries, size.changes)
+			w.node()
+			c := &campaign{w: w, op: pushOp(w)}
+			c.run(pick(c, size.short), nil)
+		})
+		t.Run(size.name+" rollback", func(t *testing.T) {
+			w := newWorld(t, 8, size.entries, size.changes)
+			_, err := push(w.node(), w.goal(), w.src)
+			ok(t, err)
+			c := &campaign{w: w, op: backOp}
+			c.run(pick(c, size.short), nil)
+		})
+	}
+}
+
+func TestFailureAnywhere(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		err  error
+	}{{"ENOSPC", unix.ENOSPC}, {"EIO", unix.EIO}} {
+		t.Run(tt.name+" push", func(t *testing.T) {
+			w := newWorld(t, 9, 40, 30)
+			w.node()
+			c := &campaign{w: w, op: pushOp(w)}
+			c.run(pick(c, 60), tt.err)
+		})
+		t.Run(tt.name+" rollback", func(t *testing.T) {
+			w := newWorld(t, 10, 40, 30)
+			_, err := push(w.node(), w.goal(), w.src)
+			ok(t, err)
+			c := &campaign{w: w, op: backOp}
+			c.run(pick(c, 60), tt.err)
+		})
+	}
+}
+
+// TestRecoveryDiesAnywhere kills a switch twice: where all is done but the
+// commit, and right after the commit; and then the recovery at each of its points.
+func TestRecoveryDiesAnywhere(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		on      func(call, what string, after bool) bool
+		forward bool
+	}{
+		{"before the commit", func(call, what string, after bool) bool { return call == "write" && what == "journal" && !after }, false},
+		{"after the commit", func(call, what string, after bool) bool { return call == "write" && what == "journal" && after }, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t, 12, 40, 30)
+			w.node()
+			c := &campaign{w: w, op: pushOp(w)}
+			for at := 1; ; at++ {
+				n := open(t, w.dir)
+				before, err := n.Current()
+				ok(t, err)
+				f := &fate{on: tt.on}
+				if lived, err := f.live(n, func() error { return c.op(n) }); lived {
+					t.Fatalf("the switch came through: %v", err)
+				}
+				n.Close()
+				n = open(t, w.dir)
+				f = &fate{at: at}
+				lived, err := f.live(n, func() error { _, err := n.Recover(context.Background()); return err })
+				n.Close()
+				if !lived {
+					c.recovered("recovery")
+				} else {
+					ok(t, err)
+				}
+				c.judge("recovery", at, false, before)
+				if lived {
+					if at < 10 || (c.forward > 0) != tt.forward || (c.undone > 0) == tt.forward {
+						t.Errorf("%d points, %d forward, %d undone", at, c.forward, c.undone)
+					}
+					t.Logf("recovery has %d points", at-1)
+					return
+				}
+			}
+		})
+	}
+}
