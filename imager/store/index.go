@@ -1,0 +1,357 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"time"
+
+	"ingot/internal/digest"
+	"ingot/internal/entry"
+	"ingot/internal/slogx"
+)
+
+// index knows where every chunk is. Guarded by Store.mu.
+type index struct {
+	packs  map[digest.ID]*pack
+	chunks map[digest.ID]place
+}
+
+// pack is what the index knows of one pack.
+type pack struct {
+	id     digest.ID
+	size   int64
+	frames []frame
+	offs   []int64 // where each frame begins
+}
+
+type place struct {
+	pack  *pack
+	frame uint32
+	chunk uint32 // within the frame
+	off   uint32 // within the raw frame
+}
+
+func newPack(id digest.ID, frames []frame) *pack {
+	p := &pack{id: id, size: packSize(frames), frames: frames, offs: make([]int64, len(frames))}
+	off := int64(len(packMagic))
+	for i := range frames {
+		p.offs[i] = off
+		off += int64(frames[i].length)
+	}
+	return p
+}
+
+func (x *index) add(p *pack) {
+	if x.packs == nil {
+		x.packs, x.chunks = map[digest.ID]*pack{}, map[digest.ID]place{}
+	}
+	if x.packs[p.id] != nil {
+		return
+	}
+	x.packs[p.id] = p
+	for i := range p.frames {
+		off := uint32(0)
+		for j, c := range p.frames[i].chunks {
+			if _, ok := x.chunks[c.ID]; !ok {
+				x.chunks[c.ID] = place{pack: p, frame: uint32(i), chunk: uint32(j), off: off}
+			}
+			off += c.Size
+		}
+	}
+}
+
+// Location is where a chunk is: in which frame of which pack, and where in
+// the raw bytes of the frame.
+type Location struct {
+	Chunk    entry.Chunk
+	Pack     digest.ID
+	PackSize int64
+	FrameOff int64
+	FrameLen uint32
+	FrameRaw uint32
+	RawOff   uint32
+}
+
+func (pl place) location() Location {
+	f := &pl.pack.frames[pl.frame]
+	return Location{
+		Chunk: f.chunks[pl.chunk], Pack: pl.pack.id, PackSize: pl.pack.size,
+		FrameOff: pl.pack.offs[pl.frame], FrameLen: f.length, FrameRaw: f.raw, RawOff: pl.off,
+	}
+}
+
+// Refresh compares what is known of the packs with what is there: other
+// processes add packs, and prune removes them.
+func (s *Store) Refresh(ctx context.Context) error { return s.refresh(ctx, 0) }
+
+// refresh does nothing when the index was compared less than age ago.
+func (s *Store) refresh(ctx context.Context, age time.Duration) error {
+	s.reading.Lock() // one at a time; s.mu stays free while files are read
+	defer s.reading.Unlock()
+	s.mu.Lock()
+	fresh := !s.read.IsZero() && time.Since(s.read) < age
+	known := make(map[digest.ID]*pack, len(s.index.packs))
+	for id, p := range s.index.packs {
+		known[id] = p
+	}
+	s.mu.Unlock()
+	if fresh {
+		return nil
+	}
+	now := time.Now()
+	names, err := s.b.List(ctx, "index")
+	if err != nil {
+		return fmt.Errorf("list packs: %w", err)
+	}
+	if len(names) == 0 && len(known) == 0 {
+		if _, err := s.reindex(ctx); err != nil { // somebody removed the index
+			return err
+		}
+		if names, err = s.b.List(ctx, "index"); err != nil {
+			return fmt.Errorf("list packs: %w", err)
+		}
+	}
+	var added []*pack
+	for _, name := range names {
+		id, err := digest.Parse(name)
+		if err != nil {
+			continue
+		}
+		if known[id] != nil {
+			delete(known, id)
+			continue
+		}
+		p, err := s.loadPack(ctx, id)
+		if errors.Is(err, ErrMissing) { // removed meanwhile
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		added = append(added, p)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.merge(added, known, now)
+	return nil
+}
+
+// merge adds packs and drops what is gone, except what was written since now.
+func (s *Store) merge(added []*pack, gone map[digest.ID]*pack, now time.Time) {
+	s.read = now
+	if len(gone) > 0 {
+		old := s.index.packs
+		s.index = index{}
+		for id, p := range old {
+			if gone[id] == nil {
+				s.index.add(p)
+			}
+		}
+	}
+	for _, p := range added {
+		s.index.add(p)
+	}
+}
+
+// loadPack reads the index of one pack: the small file, or else the pack's own.
+func (s *Store) loadPack(ctx context.Context, id digest.ID) (*pack, error) {
+	raw, err := readAll(ctx, s.b, indexName(id), maxPack)
+	if err != nil {
+		return nil, err
+	}
+	frames, err := decodeBlock(raw)
+	if err == nil {
+		return newPack(id, frames), nil
+	}
+	slogx.Or(s.Log).Warn("index of a pack is damaged, reading the pack's own", "pack", id.Short(), slogx.Err, err)
+	block, err := s.ownBlock(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if frames, err = decodeBlock(block); err != nil {
+		return nil, &CorruptError{ID: id, Where: packName(id) + ", index", Err: err}
+	}
+	return newPack(id, frames), nil
+}
+
+// ownBlock reads the index block at the end of a pack.
+func (s *Store) ownBlock(ctx context.Context, id digest.ID) ([]byte, error) {
+	o, err := s.b.Open(ctx, packName(id))
+	if err != nil {
+		return nil, err
+	}
+	defer o.Close()
+	return readBlock(o, id)
+}
+
+func readBlock(o Object, id digest.ID) ([]byte, error) {
+	where := packName(id) + ", index"
+	if o.Size() < int64(trailerLen) {
+		return nil, &CorruptError{ID: id, Where: where, Err: io.ErrUnexpectedEOF}
+	}
+	trailer := make([]byte, trailerLen)
+	if _, err := o.ReadAt(trailer, o.Size()-int64(trailerLen)); err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("read %s: %w", where, err)
+	}
+	n, err := blockLen(trailer)
+	if err == nil && n > o.Size() {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return nil, &CorruptError{ID: id, Where: where, Err: err}
+	}
+	block := make([]byte, n)
+	if _, err := o.ReadAt(block, o.Size()-n); err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("read %s: %w", where, err)
+	}
+	return block, nil
+}
+
+// Reindex writes the small index files that are missing, from the packs, and
+// returns how many there were: a crash between a pack and its index leaves
+// such a pack. Packs that cannot be read are left out with a warning.
+func (s *Store) Reindex(ctx context.Context) (int, error) {
+	n, err := s.reindex(ctx)
+	if err != nil {
+		return n, err
+	}
+	return n, s.Refresh(ctx)
+}
+
+func (s *Store) reindex(ctx context.Context) (int, error) {
+	ids, err := walkFan(ctx, s.b, "packs", "")
+	if err != nil {
+		return 0, fmt.Errorf("rebuild index: %w", err)
+	}
+	n := 0
+	for _, id := range ids {
+		if o, err := s.b.Open(ctx, indexName(id)); err == nil {
+			o.Close()
+			continue
+		}
+		block, err := s.ownBlock(ctx, id)
+		if err == nil {
+			_, err = decodeBlock(block)
+		}
+		if err != nil {
+			slogx.Or(s.Log).Warn("a pack without a readable index", "pack", id.Short(), slogx.Err, err)
+			continue
+		}
+		if err := s.b.Put(ctx, indexName(id), block); err != nil {
+			return n, fmt.Errorf("rebuild index: %w", err)
+		}
+		n++
+	}
+	return n, nil
+}
+
+// Missing returns those of ids that the store does not have, each once, in order.
+func (s *Store) Missing(ctx context.Context, ids []digest.ID) ([]digest.ID, error) {
+	if err := s.refresh(ctx, time.Second); err != nil {
+		return nil, err
+	}
+	return s.missing(ids, nil), nil
+}
+
+func (s *Store) missing(ids []digest.ID, also map[digest.ID]struct{}) []digest.ID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []digest.ID
+	asked := make(map[digest.ID]struct{}, len(ids))
+	for _, id := range ids {
+		if _, ok := asked[id]; ok {
+			continue
+		}
+		asked[id] = struct{}{}
+		if _, ok := also[id]; ok {
+			continue
+		}
+		if _, ok := s.index.chunks[id]; !ok {
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
+func (s *Store) has(id digest.ID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.index.chunks[id]
+	return ok
+}
+
+// Locate says where the chunks are, in the order of ids. A chunk that is not
+// there gives ErrMissing.
+func (s *Store) Locate(ctx context.Context, ids []digest.ID) ([]Location, error) {
+	if err := s.refresh(ctx, time.Second); err != nil {
+		return nil, err
+	}
+	out, err := s.locate(ids)
+	if !errors.Is(err, ErrMissing) {
+		return out, err
+	}
+	if err := s.Refresh(ctx); err != nil {
+		return nil, err
+	}
+	return s.locate(ids)
+}
+
+func (s *Store) locate(ids []digest.ID) ([]Location, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]Location, len(ids))
+	for i, id := range ids {
+		pl, ok := s.index.chunks[id]
+		if !ok {
+			return nil, fmt.Errorf("chunk %s: %w", id.Short(), ErrMissing)
+		}
+		out[i] = pl.location()
+	}
+	return out, nil
+}
+
+// Packs returns the packs of the store, in no order.
+func (s *Store) Packs(ctx context.Context) ([]digest.ID, error) {
+	if err := s.Refresh(ctx); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ids := make([]digest.ID, 0, len(s.index.packs))
+	for id := range s.index.packs {
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+// OpenPack opens a pack for an HTTP server, which may serve any range of it
+// (io.NewSectionReader): whoever reads chunks out of it checks them.
+func (s *Store) OpenPack(ctx context.Context, id digest.ID) (Object, error) {
+	o, err := s.b.Open(ctx, packName(id))
+	if err != nil {
+		return nil, fmt.Errorf("open pack: %w", err)
+	}
+	return o, nil
+}
+
+// Quarantine takes a damaged pack out of use, so that a capture stores its
+// chunks again. What is still good in it is lost to the store; the file stays
+// beside the others under damaged/.
+func (s *Store) Quarantine(ctx context.Context, id digest.ID) error {
+	raw, err := readAll(ctx, s.b, packName(id), math.MaxInt64)
+	if err == nil {
+		err = s.b.Put(ctx, "damaged/"+id.String(), raw)
+	}
+	if err != nil && !errors.Is(err, ErrMissing) {
+		return fmt.Errorf("quarantine pack %s: %w", id.Short(), err)
+	}
+	for _, name := range []string{indexName(id), packName(id)} {
+		if err := s.b.Remove(ctx, name); err != nil && !errors.Is(err, ErrMissing) {
+			return fmt.Errorf("quarantine pack %s: %w", id.Short(), err)
+		}
+	}
+	return s.Refresh(ctx)
+}

@@ -1,0 +1,129 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"ingot/internal/digest"
+	"ingot/internal/manifest"
+)
+
+const (
+	maxManifest = 1 << 30   // raw bytes
+	maxStored   = 512 << 20 // compressed bytes
+)
+
+// PutManifest stores m, whose chunks have to be in the store and durable, and
+// returns its digest.
+func (s *Store) PutManifest(ctx context.Context, m *manifest.Manifest) (digest.ID, error) {
+	if err := m.Validate(); err != nil {
+		return digest.ID{}, fmt.Errorf("store manifest: %w", err)
+	}
+	missing, err := s.Missing(ctx, Chunks(m))
+	if err != nil {
+		return digest.ID{}, fmt.Errorf("store manifest: %w", err)
+	}
+	if len(missing) > 0 {
+		return digest.ID{}, fmt.Errorf("store manifest: %d of its chunks, as %s: %w", len(missing), missing[0].Short(), ErrMissing)
+	}
+	raw := m.Encode()
+	if len(raw) > maxManifest {
+		return digest.ID{}, fmt.Errorf("store manifest: %d bytes are too many", len(raw))
+	}
+	id := digest.Of(raw)
+	if _, err := s.RawManifest(ctx, id); err == nil {
+		return id, nil
+	}
+	if err := s.b.Put(ctx, manifestName(id), s.enc.EncodeAll(raw, nil)); err != nil {
+		return digest.ID{}, fmt.Errorf("store manifest: %w", err)
+	}
+	return id, nil
+}
+
+// Manifest reads a manifest.
+func (s *Store) Manifest(ctx context.Context, id digest.ID) (*manifest.Manifest, error) {
+	_, raw, err := s.readManifest(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	m, err := manifest.Decode(raw)
+	if err != nil {
+		return nil, fmt.Errorf("manifest %s: %w", id.Short(), err)
+	}
+	return m, nil
+}
+
+// RawManifest returns a manifest as it is stored, one zstd frame, for whoever
+// sends it on. It is checked all the same.
+func (s *Store) RawManifest(ctx context.Context, id digest.ID) ([]byte, error) {
+	stored, _, err := s.readManifest(ctx, id)
+	return stored, err
+}
+
+func (s *Store) readManifest(ctx context.Context, id digest.ID) (stored, raw []byte, err error) {
+	stored, err = readAll(ctx, s.b, manifestName(id), maxStored)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read manifest %s: %w", id.Short(), err)
+	}
+	raw, err = UnpackManifest(id, stored)
+	if err != nil {
+		return nil, nil, err
+	}
+	return stored, raw, nil
+}
+
+// UnpackManifest decompresses what RawManifest returned and checks that it is
+// the manifest id: what manifest.Decode reads.
+func UnpackManifest(id digest.ID, stored []byte) ([]byte, error) {
+	dec, err := newDecoder(1, maxManifest)
+	if err != nil {
+		return nil, err
+	}
+	defer dec.Close()
+	raw, err := dec.DecodeAll(stored, nil)
+	if err != nil {
+		return nil, &CorruptError{ID: id, Where: manifestName(id), Err: err}
+	}
+	if got := digest.Of(raw); got != id {
+		return nil, &CorruptError{ID: id, Got: got, Where: manifestName(id)}
+	}
+	return raw, nil
+}
+
+// Manifests lists the manifests of the store.
+func (s *Store) Manifests(ctx context.Context) ([]digest.ID, error) {
+	ids, err := walkFan(ctx, s.b, "manifests", ".zst")
+	if err != nil {
+		return nil, fmt.Errorf("list manifests: %w", err)
+	}
+	return ids, nil
+}
+
+// HasManifest reports whether the store has a manifest under this digest; it
+// does not read it.
+func (s *Store) HasManifest(ctx context.Context, id digest.ID) (bool, error) {
+	o, err := s.b.Open(ctx, manifestName(id))
+	if errors.Is(err, ErrMissing) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, o.Close()
+}
+
+// Chunks returns the distinct chunks of m in the order of its tree.
+func Chunks(m *manifest.Manifest) []digest.ID {
+	seen := map[digest.ID]struct{}{}
+	var ids []digest.ID
+	for i := range m.Entries {
+		for _, c := range m.Entries[i].Chunks {
+			if _, ok := seen[c.ID]; !ok {
+				seen[c.ID] = struct{}{}
+				ids = append(ids, c.ID)
+			}
+		}
+	}
+	return ids
+}

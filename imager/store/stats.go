@@ -1,0 +1,67 @@
+package store
+
+import (
+	"context"
+	"fmt"
+
+	"ingot/internal/digest"
+)
+
+// Usage is what an image takes.
+type Usage struct {
+	Named
+	Bytes  int64 // of content, each chunk once
+	Stored int64 // of these in the store, compressed
+	Unique int64 // of Stored, what no other image uses: what removing it would free
+	Err    error // why nothing is known: the manifest cannot be read
+}
+
+// Usage returns what each named image takes, in the order of Refs. Two names
+// of one image have nothing to themselves.
+func (s *Store) Usage(ctx context.Context) ([]Usage, error) {
+	refs, err := s.Refs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.refresh(ctx, 0); err != nil {
+		return nil, fmt.Errorf("usage: %w", err)
+	}
+	users := map[digest.ID]int{}
+	chunks := map[digest.ID][]digest.ID{}
+	out := make([]Usage, len(refs))
+	for i, n := range refs {
+		out[i].Named = n
+		ids, ok := chunks[n.Digest]
+		if !ok {
+			m, err := s.Manifest(ctx, n.Digest)
+			if err != nil {
+				out[i].Err = err
+				continue
+			}
+			ids = Chunks(m)
+			chunks[n.Digest] = ids
+		}
+		for _, id := range ids {
+			users[id]++
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range out {
+		for _, id := range chunks[out[i].Digest] {
+			pl, ok := s.index.chunks[id]
+			if !ok {
+				continue
+			}
+			f := &pl.pack.frames[pl.frame]
+			size := int64(f.chunks[pl.chunk].Size)
+			stored := size * int64(f.length) / int64(f.raw)
+			out[i].Bytes += size
+			out[i].Stored += stored
+			if users[id] == 1 {
+				out[i].Unique += stored
+			}
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,229 @@
+// Package store keeps images: chunks in packs, manifests, and the names that
+// point to them. docs/FORMAT.md describes every byte.
+//
+// A writer makes chunks durable, then the manifest, then the name; a reader
+// goes the other way, so that what it finds is always whole. Everything is
+// checked against its digest when it is read.
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+
+	"ingot/imager/chunk"
+	"ingot/internal/digest"
+)
+
+// Format is what config.json says of itself; Version is raised by any change
+// of layout or formats.
+const (
+	Format  = "ingot store"
+	Version = 1
+)
+
+// Store is a set of images. It is safe for concurrent use, and several
+// processes may use one directory at once.
+type Store struct {
+	Log *slog.Logger // nil discards
+
+	// state
+	b      Backend
+	config config
+	enc    *zstd.Encoder
+	dec    *zstd.Decoder
+
+	mu      sync.Mutex
+	index   index
+	read    time.Time // when the index was last compared with the backend; zero: never
+	reading sync.Mutex
+}
+
+type config struct {
+	Format  string       `json:"format"`
+	Version int          `json:"version"`
+	Chunker chunk.Params `json:"chunker"`
+}
+
+const configName = "config.json"
+
+// Open opens the store in dir. A directory without one gives ErrMissing.
+func Open(dir string) (*Store, error) {
+	s, err := OpenBackend(context.Background(), NewDir(dir))
+	if err != nil {
+		return nil, fmt.Errorf("open store %q: %w", dir, err)
+	}
+	return s, nil
+}
+
+// Init makes an empty store in dir, which is made when it is not there.
+// A store that is already there is an error.
+func Init(dir string) (*Store, error) {
+	s, err := InitBackend(context.Background(), NewDir(dir))
+	if err != nil {
+		return nil, fmt.Errorf("make store %q: %w", dir, err)
+	}
+	return s, nil
+}
+
+// OpenOrInit opens the store in dir, or makes it.
+func OpenOrInit(dir string) (*Store, error) {
+	s, err := Open(dir)
+	if errors.Is(err, ErrMissing) {
+		return Init(dir)
+	}
+	return s, err
+}
+
+// NewMem returns an empty store in memory, for tests.
+func NewMem() *Store {
+	s, err := InitBackend(context.Background(), NewMemory())
+	if err != nil {
+		panic(fmt.Sprintf("BUG: memory: %v", err))
+	}
+	return s
+}
+
+// OpenBackend opens the store that b holds.
+func OpenBackend(ctx context.Context, b Backend) (*Store, error) {
+	raw, err := readAll(ctx, b, configName, 1<<16)
+	if err != nil {
+		return nil, err
+	}
+	var c config
+	if err := json.Unmarshal(raw, &c); err != nil {
+		return nil, fmt.Errorf("read %s: %w", configName, err)
+	}
+	switch {
+	case c.Format != Format:
+		return nil, fmt.Errorf("read %s: this is not a store of images", configName)
+	case c.Version != Version:
+		return nil, fmt.Errorf("the store has version %d, this program knows %d", c.Version, Version)
+	case c.Chunker != chunk.Default():
+		return nil, fmt.Errorf("the store cuts files as %+v, this program as %+v", c.Chunker, chunk.Default())
+	}
+	return newStore(b, c)
+}
+
+// InitBackend makes an empty store in b.
+func InitBackend(ctx context.Context, b Backend) (*Store, error) {
+	c := config{Format: Format, Version: Version, Chunker: chunk.Default()}
+	if o, err := b.Open(ctx, configName); err == nil {
+		o.Close()
+		return nil, errors.New("there is one already")
+	} else if !errors.Is(err, ErrMissing) {
+		return nil, err
+	}
+	raw, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	if err := b.Put(ctx, configName, append(raw, '\n')); err != nil {
+		return nil, err
+	}
+	return newStore(b, c)
+}
+
+func newStore(b Backend, c config) (*Store, error) {
+	// Both are used for whole frames only, from many goroutines.
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(false),
+		zstd.WithSingleSegment(true), zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)))
+	if err != nil {
+		return nil, err
+	}
+	dec, err := newDecoder(runtime.GOMAXPROCS(0), maxFrame)
+	if err != nil {
+		return nil, err
+	}
+	return &Store{b: b, config: c, enc: enc, dec: dec}, nil
+}
+
+// newDecoder returns a decoder that never makes more than limit bytes of one input.
+func newDecoder(parallel int, limit uint64) (*zstd.Decoder, error) {
+	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(parallel), zstd.WithDecoderMaxMemory(limit))
+}
+
+// Params returns how the store cuts files.
+func (s *Store) Params() chunk.Params { return s.config.Chunker }
+
+// Lock keeps others from removing what the caller is about to refer to
+// (shared: captures, pushes), or keeps everybody else out (exclusive: prune).
+// It waits until ctx ends. A capture holds it from before it asks what is
+// missing until its name is set.
+func (s *Store) Lock(ctx context.Context, exclusive bool) (release func(), err error) {
+	release, err = s.b.Lock(ctx, exclusive)
+	if err != nil {
+		return nil, fmt.Errorf("lock store: %w", err)
+	}
+	// What was removed while others held it must not be relied upon.
+	if err := s.Refresh(ctx); err != nil {
+		release()
+		return nil, err
+	}
+	return release, nil
+}
+
+// The names of objects.
+func packName(id digest.ID) string  { h := id.String(); return "packs/" + h[:2] + "/" + h }
+func indexName(id digest.ID) string { return "index/" + id.String() }
+func manifestName(id digest.ID) string {
+	h := id.String()
+	return "manifests/" + h[:2] + "/" + h + ".zst"
+}
+
+// readAll reads a whole object of at most limit bytes.
+func readAll(ctx context.Context, b Backend, name string, limit int64) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	o, err := b.Open(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer o.Close()
+	if o.Size() > limit {
+		return nil, fmt.Errorf("read %q: %d bytes are too many", name, o.Size())
+	}
+	buf := make([]byte, o.Size())
+	if _, err := io.ReadFull(io.NewSectionReader(o, 0, o.Size()), buf); err != nil {
+		return nil, fmt.Errorf("read %q: %w", name, err)
+	}
+	return buf, nil
+}
+
+// walkFan lists the objects of a directory that is fanned out by the first
+// two digits of the digest.
+func walkFan(ctx context.Context, b Backend, dir, suffix string) ([]digest.ID, error) {
+	subs, err := b.List(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	var ids []digest.ID
+	for _, sub := range subs {
+		if len(sub) != 3 || sub[2] != '/' {
+			continue
+		}
+		names, err := b.List(ctx, path.Join(dir, sub))
+		if err != nil {
+			return nil, err
+		}
+		for _, n := range names {
+			if len(n) != 2*digest.Size+len(suffix) || n[2*digest.Size:] != suffix {
+				continue
+			}
+			if id, err := digest.Parse(n[:2*digest.Size]); err == nil {
+				ids = append(ids, id)
+			}
+		}
+	}
+	return ids, nil
+}
