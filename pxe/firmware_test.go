@@ -234,4 +234,3 @@ func record(t *testing.T, name string) (stop func()) {
 		cmd.Wait()
 	}
 }
-

@@ -154,3 +154,5 @@ func background(t *testing.T, cmd *exec.Cmd) {
 }
 
 func ip(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
