@@ -1,0 +1,179 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+)
+
+// Firmware is what a machine starts with.
+type Firmware string
+
+// The firmwares.
+const (
+	BIOS Firmware = "bios" // SeaBIOS on the machine "pc"; its network card's ROM is iPXE
+	UEFI Firmware = "uefi" // OVMF on the machine "q35"; its own PXE client, since the card has no ROM
+)
+
+// Machine describes a machine.
+type Machine struct {
+	Name      string   `json:"name"`
+	Firmware  Firmware `json:"firmware"` // "" is BIOS
+	MAC       string   `json:"mac"`      // "" is made from the name
+	Disks     []Disk   `json:"disks"`
+	MemMB     int      `json:"mem_mb"`     // 0 is 1024
+	SMP       int      `json:"smp"`        // 0 is 2
+	NIC       string   `json:"nic"`        // QEMU's device; "" is virtio-net-pci
+	DiskFirst bool     `json:"disk_first"` // boot from disk before the network
+	NoReboot  bool     `json:"no_reboot"`  // a reboot of the guest turns the machine off
+	ExtraArgs []string `json:"extra_args"` // for QEMU
+	// FailOn are texts on the console that mean there is nothing to wait for. Nil is DefaultFailOn.
+	FailOn []string `json:"fail_on"`
+}
+
+// Disk is a disk of a machine.
+type Disk struct {
+	Path      string `json:"path"`       // a raw image; "" is NAME.N.img in the state directory
+	SizeBytes int64  `json:"size_bytes"` // made, sparse, when there is no file; 0 asks for a file
+	Model     string `json:"model"`      // QEMU's device; "" is virtio-blk-pci; or nvme, ide-hd, scsi-hd ...
+}
+
+// DefaultFailOn returns the texts on a console that mean a machine has stopped on its way: one wrong ROM
+// costs 350 silent seconds otherwise.
+func DefaultFailOn() []string {
+	return []string{"No bootable device", "UiApp", "grub>", "grub rescue>", "(initramfs)", "Kernel panic"}
+}
+
+// complete checks a machine and fills in what was left open.
+func (m Machine) complete(dir string) (Machine, error) {
+	if !regexp.MustCompile(`^[a-zA-Z0-9][-a-zA-Z0-9_]*$`).MatchString(m.Name) {
+		return m, fmt.Errorf("bad name %q", m.Name)
+	}
+	if m.Firmware == "" {
+		m.Firmware = BIOS
+	}
+	if m.Firmware != BIOS && m.Firmware != UEFI {
+		return m, fmt.Errorf("unknown firmware %q", m.Firmware)
+	}
+	if m.MAC == "" {
+		m.MAC = macOf(m.Name)
+	}
+	if _, err := net.ParseMAC(m.MAC); err != nil {
+		return m, err
+	}
+	if m.MemMB == 0 {
+		m.MemMB = 1024
+	}
+	if m.SMP == 0 {
+		m.SMP = 2
+	}
+	if m.NIC == "" {
+		m.NIC = "virtio-net-pci"
+	}
+	if m.FailOn == nil {
+		m.FailOn = DefaultFailOn()
+	}
+	m.Disks = append([]Disk(nil), m.Disks...)
+	for i := range m.Disks {
+		if err := m.Disks[i].complete(filepath.Join(dir, fmt.Sprintf("%s.%d.img", m.Name, i))); err != nil {
+			return m, err
+		}
+	}
+	return m, Check(m.Firmware)
+}
+
+// complete fills in a disk and makes its file.
+func (d *Disk) complete(file string) error {
+	if d.Path == "" {
+		d.Path = file
+	}
+	if d.Model == "" {
+		d.Model = "virtio-blk-pci"
+	}
+	_, err := os.Stat(d.Path)
+	if err == nil {
+		return nil
+	}
+	if !errors.Is(err, os.ErrNotExist) || d.SizeBytes == 0 {
+		return fmt.Errorf("disk: %w", err)
+	}
+	f, err := os.OpenFile(d.Path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return fmt.Errorf("make disk: %w", err)
+	}
+	return errors.Join(f.Truncate(d.SizeBytes), f.Close())
+}
+
+// qmpFD is the descriptor on which QEMU inherits its monitor: the first of ExtraFiles.
+const qmpFD = 3
+
+// args returns QEMU's command line.
+func (m Machine) args(tap, vars string) []string {
+	a := []string{"-name", m.Name, "-no-user-config", "-nodefaults", "-display", "none", "-serial", "stdio",
+		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", qmpFD), "-mon", "chardev=qmp,mode=control",
+		"-smp", strconv.Itoa(m.SMP), "-m", strconv.Itoa(m.MemMB), "-device", "virtio-rng-pci"}
+	if os.Getenv("INGOT_LAB_KVM") == "1" {
+		a = append(a, "-accel", "kvm", "-cpu", "host")
+	} else {
+		a = append(a, "-accel", "tcg,thread=multi", "-cpu", "qemu64") // -cpu max is slower
+	}
+	nic := fmt.Sprintf("%s,netdev=n0,mac=%s,bootindex=%d", m.NIC, m.MAC, m.first(1, 100))
+	switch m.Firmware {
+	case BIOS:
+		// graphics=off sends SeaBIOS's screen, and with it that of iPXE, to the serial port. The ROM is
+		// QEMU's choice: given with romfile= on this machine, the firmware did not find it.
+		a = append(a, "-machine", "pc,graphics=off")
+	case UEFI:
+		nic += ",romfile="
+		a = append(a, "-machine", "q35",
+			"-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+ovmfCode,
+			"-drive", "if=pflash,unit=1,format=raw,cache=unsafe,file="+escape(vars),
+			"-fw_cfg", "name=opt/org.tianocore/IPv6Support,string=n",
+			"-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=n")
+	}
+	a = append(a, "-netdev", "tap,id=n0,script=no,downscript=no,ifname="+tap, "-device", nic)
+	for i, d := range m.Disks {
+		a = append(a, "-drive", fmt.Sprintf("if=none,id=d%d,format=raw,cache=unsafe,discard=unmap,file=%s", i, escape(d.Path)),
+			"-device", fmt.Sprintf("%s,drive=d%d,serial=%s-%d,bootindex=%d", d.Model, i, m.Name, i, m.first(2, 2)+i))
+	}
+	if m.NoReboot {
+		a = append(a, "-no-reboot")
+	}
+	return append(a, m.ExtraArgs...)
+}
+
+// first returns a boot index by what is to come first.
+func (m Machine) first(network, disk int) int {
+	if m.DiskFirst {
+		return disk
+	}
+	return network
+}
+
+// escape doubles the commas of a file name in QEMU's option syntax.
+func escape(file string) string {
+	return regexp.MustCompile(`,`).ReplaceAllString(file, ",,")
+}
+
+// freshVars copies OVMF's empty variable store for a machine that has none.
+func freshVars(file string) error {
+	if _, err := os.Stat(file); err == nil {
+		return nil
+	}
+	src, err := os.Open(ovmfVars)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	dst, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(dst, src)
+	return errors.Join(err, dst.Close())
+}
