@@ -1,0 +1,233 @@
+package classes
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+	"time"
+
+	"ingot/internal/pattern"
+	"ingot/internal/problem"
+	"ingot/internal/strict"
+)
+
+// Profile is profile/CLASS.yaml, merged in class order: maps deeply, lists replaced, and
+// an empty value takes back what lower classes said.
+type Profile struct {
+	Boot      string   `yaml:"boot"`       // image | local
+	Image     string   `yaml:"image"`      // NAME:TAG
+	Kernel    Kernel   `yaml:"kernel"`     // of the installed system
+	Update    string   `yaml:"update"`     // live
+	NodeOwned []string `yaml:"node_owned"` // patterns, after the built-in ones
+	Check     []Check  `yaml:"check"`      // what must hold after a push
+	Network   string   `yaml:"network"`    // networkd: its files are written from nodes/NAME.yaml; none: the image's
+	HostKeys  string   `yaml:"hostkeys"`   // generate: new SSH host keys at install; image: those of the image
+	Loader    string   `yaml:"loader"`     // grub: ingot installs and owns it; none
+	Finish    string   `yaml:"finish"`     // after an installation: reboot | poweroff
+}
+
+// Kernel is how the installed system boots.
+type Kernel struct {
+	From string   `yaml:"from"` // image
+	Args []string `yaml:"args"`
+}
+
+// Check is one condition: exactly one of Unit, HTTP, Exec.
+type Check struct {
+	Unit    string        `yaml:"unit"` // systemd unit that must be active
+	HTTP    string        `yaml:"http"` // URL that must answer 2xx
+	Exec    string        `yaml:"exec"` // command that must exit 0
+	Timeout time.Duration `yaml:"timeout"`
+}
+
+// setting is a key that takes one of some words.
+type setting struct {
+	key    string
+	value  *string
+	now    []string // accepted; the first is the default
+	notYet []string // understood, not built yet
+}
+
+func (p *Profile) settings() []setting {
+	return []setting{
+		{"boot", &p.Boot, []string{"image", "local"}, []string{"packages", "template", "live", "rescue"}},
+		{"update", &p.Update, []string{"live"}, []string{"slots", "btrfs"}},
+		{"kernel.from", &p.Kernel.From, []string{"image"}, nil},
+		{"network", &p.Network, []string{"networkd", "none"}, nil},
+		{"hostkeys", &p.HostKeys, []string{"generate", "image"}, nil},
+		{"loader", &p.Loader, []string{"grub", "none"}, nil},
+		{"finish", &p.Finish, []string{"reboot", "poweroff"}, nil},
+	}
+}
+
+// defaults fills in what no class says. A node without an image boots its disk.
+func (p *Profile) defaults() {
+	if p.Boot == "" && p.Image == "" {
+		p.Boot = "local"
+	}
+	for _, s := range p.settings() {
+		if *s.value == "" {
+			*s.value = s.now[0]
+		}
+	}
+}
+
+// check judges what one file, or all together, say.
+func (p *Profile) check(d *strict.Decoded) {
+	for _, s := range p.settings() {
+		switch v := *s.value; {
+		case v == "" || slices.Contains(s.now, v):
+		case slices.Contains(s.notYet, v):
+			d.Bad(s.key, "%s: %s is not supported yet: use %s", s.key, v, strings.Join(s.now, " or "))
+		default:
+			all := append(slices.Clone(s.now), s.notYet...)
+			d.Bad(s.key, "%s: %q is not one of %s%s", s.key, v, strings.Join(all, ", "), problem.Hint(v, all))
+		}
+	}
+	if p.Image != "" && !imageName(p.Image) {
+		d.Bad("image", "%q is not the name of an image, such as debian-12:stable", p.Image)
+	}
+	for i, a := range p.Kernel.Args {
+		if a == "" || strings.ContainsAny(a, "\n\r\t\x00") {
+			d.Bad(fmt.Sprintf("kernel.args[%d]", i), "%q is not a kernel argument", a)
+		}
+	}
+	for i, o := range p.NodeOwned {
+		if _, err := pattern.Parse([]string{o}); err != nil {
+			d.Bad(fmt.Sprintf("node_owned[%d]", i), "%v", err)
+		}
+	}
+	for i, c := range p.Check {
+		n := 0
+		for _, x := range []string{c.Unit, c.HTTP, c.Exec} {
+			if x != "" {
+				n++
+			}
+		}
+		path := fmt.Sprintf("check[%d]", i)
+		if n != 1 {
+			d.Bad(path, "a check is one of {unit: NAME}, {http: URL}, {exec: COMMAND}")
+		}
+		if c.HTTP != "" && !strings.HasPrefix(c.HTTP, "http://") && !strings.HasPrefix(c.HTTP, "https://") {
+			d.Bad(path+".http", "%q is not an URL that begins with http:// or https://", c.HTTP)
+		}
+	}
+}
+
+// imageName: NAME, NAME:TAG, or with @DIGEST.
+func imageName(s string) bool {
+	const ok = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-/"
+	name, digest, _ := strings.Cut(s, "@")
+	name, tag, has := strings.Cut(name, ":")
+	return strings.Trim(name, ok) == "" && name != "" && strings.Trim(tag, ok) == "" && (tag != "") == has &&
+		strings.Trim(digest, ok+":") == "" && !strings.HasPrefix(name, "/") && !strings.Contains(name, "..")
+}
+
+// layer is what one class says at some place.
+type layer struct {
+	class string
+	node  *strict.Node
+}
+
+// profile merges the profiles of a node's classes.
+func (s *Space) profile(r *Resolved, probs *problem.List) error {
+	var layers []layer
+	before := len(*probs)
+	for _, class := range r.Classes {
+		root, err := s.parseYAML(profileFile(class), probs)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		checkProfile(root, probs)
+		if root.Kind != strict.Null {
+			layers = append(layers, layer{class, root})
+		}
+	}
+	if len(layers) == 0 || len(*probs) > before {
+		r.Profile.defaults()
+		return nil
+	}
+	merged := r.merge("", layers)
+	d := strict.Decode(merged, &r.Profile, probs)
+	r.Profile.defaults()
+	if r.Profile.Boot == "image" && r.Profile.Image == "" {
+		d.Bad("boot", "boot: image needs image: NAME:TAG in a profile of the node's classes (%s)", strings.Join(r.Classes, " "))
+	}
+	return nil
+}
+
+func profileFile(class string) string { return "profile/" + class + ".yaml" }
+
+// checkProfile judges one file on its own.
+func checkProfile(root *strict.Node, probs *problem.List) {
+	var p Profile
+	p.check(strict.Decode(root, &p, probs))
+}
+
+// merge puts layers together, the last one winning, and notes the values.
+func (r *Resolved) merge(path string, layers []layer) *strict.Node {
+	for i := len(layers) - 1; i >= 0; i-- {
+		if layers[i].node.Kind == strict.Null { // takes back what is below
+			layers = layers[i:]
+			break
+		}
+	}
+	top := layers[len(layers)-1]
+	if top.node.Kind != strict.Map {
+		r.value(path, layers)
+		return top.node
+	}
+	layers = slices.DeleteFunc(slices.Clone(layers), func(l layer) bool { return l.node.Kind != strict.Map })
+	out := *top.node
+	out.Fields = nil
+	for _, l := range layers {
+		for _, f := range l.node.Fields {
+			if out.Field(f.Key) != nil {
+				continue
+			}
+			var at []layer
+			for _, o := range layers {
+				if n := o.node.Field(f.Key); n != nil {
+					at = append(at, layer{o.class, n})
+				}
+			}
+			f.Node = r.merge(strings.TrimPrefix(path+"."+f.Key, "."), at)
+			out.Fields = append(out.Fields, f)
+		}
+	}
+	return &out
+}
+
+func (r *Resolved) value(path string, layers []layer) {
+	var chain []Value
+	for _, l := range slices.Backward(layers) {
+		chain = append(chain, Value{Kind: "profile", Key: path, Value: text(l.node), Class: l.class, File: l.node.Source.Name, Line: l.node.Line})
+	}
+	chain[0].Overridden = chain[1:]
+	r.Values = append(r.Values, chain[0])
+}
+
+// text shows a value on one line, as YAML does in its flow style.
+func text(n *strict.Node) string {
+	switch n.Kind {
+	case strict.Scalar:
+		return n.Text
+	case strict.List:
+		var items []string
+		for _, i := range n.Items {
+			items = append(items, text(i))
+		}
+		return "[" + strings.Join(items, ", ") + "]"
+	case strict.Map:
+		var items []string
+		for _, f := range n.Fields {
+			items = append(items, f.Key+": "+text(f.Node))
+		}
+		return "{" + strings.Join(items, ", ") + "}"
+	}
+	return ""
+}
