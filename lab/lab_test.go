@@ -50,10 +50,12 @@ func TestMain(m *testing.M) {
 // scenarios are what happens in a rack.
 func scenarios() map[string]func(context.Context, *Rack) error {
 	idle := func(ctx context.Context, r *Rack) error {
+		if err := r.AddMachine(Machine{Name: "n1"}); err != nil {
+			return err
+		}
 		if _, err := r.Start("sleeper", "sleep", "98765"); err != nil {
 			return err
 		}
-		fmt.Println("READY")
 		<-ctx.Done()
 		return nil
 	}
@@ -356,6 +358,7 @@ func TestClient(t *testing.T) {
 	if err := c.Power(t.Context(), "n9", "on"); err == nil || !strings.Contains(err.Error(), `machine "n9": no such machine`) {
 		t.Errorf("a machine that is not there: %v", err)
 	}
+	switches(t, c)
 	if n := sleepers(t, dir); n != 1 {
 		t.Errorf("%d processes, want the one of the scenario", n)
 	}
@@ -366,6 +369,66 @@ func TestClient(t *testing.T) {
 		t.Errorf("down came back with %d processes left", n)
 	}
 	gone(t, dir, mounts)
+}
+
+// switches works a machine's switches by way of the client.
+func switches(t *testing.T, c *Client) {
+	t.Helper()
+	for _, step := range []struct {
+		action string
+		fails  string
+		on     bool
+		ons    int
+	}{
+		{"off", ErrOff.Error(), false, 0}, {"on", "", true, 1}, {"on", ErrOn.Error(), true, 1}, {"reset", "", true, 1}, {"cycle", "", true, 2},
+		{"shutdown", "", true, 2}, {"explode", "unknown power action", true, 2}, {"off", "", false, 2}, {"reset", ErrOff.Error(), false, 2},
+	} {
+		err := c.Power(t.Context(), "n1", step.action)
+		if (err == nil) != (step.fails == "") || err != nil && !strings.Contains(err.Error(), step.fails) {
+			t.Errorf("power %s: %v", step.action, err)
+		}
+		s, err := c.Status(t.Context())
+		if err != nil || len(s.Machines) != 1 || s.Machines[0].On != step.on || s.Machines[0].PowerOns != step.ons {
+			t.Errorf("after power %s: %+v, %v", step.action, s, err)
+		}
+	}
+	if err := c.SetLink(t.Context(), "n1", false); err != nil {
+		t.Error(err)
+	}
+	if s, err := c.Status(t.Context()); err != nil || s.Machines[0].Link {
+		t.Errorf("after the cable was pulled: %+v, %v", s, err)
+	}
+	if err := c.Power(t.Context(), "n1", "on"); err != nil { // with the cable out; down is to end it
+		t.Error(err)
+	}
+}
+
+// TestWaitSSH: a port that is open is not a server yet.
+func TestWaitSSH(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		for _, text := range []string{"", "HTTP/1.0 200\r\n", "hello\r\nSSH-2.0-OpenSSH_9.2\r\n"} {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			conn.Write([]byte(text))
+			conn.Close()
+		}
+	}()
+	if err := new(Rack).WaitSSH(t.Context(), ln.Addr().String()); err != nil {
+		t.Error(err)
+	}
+	ln.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if err := new(Rack).WaitSSH(ctx, ln.Addr().String()); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("nobody listens: %v", err)
+	}
 }
 
 // TestScenarioFails: the program's exit code comes out.
