@@ -164,9 +164,8 @@ func (n *Node) planBack(ctx context.Context, g, dest Generation, base, target *i
 	p.Generation.Pinned, p.Generation.By, p.Generation.Kept = false, by, kept
 	p.Generation.Of, p.Generation.To, p.Generation.Result = g.Number, dest.Number, "rolled back"
 	p.Generation.Note = fmt.Sprintf("rollback of %d to %d", g.Number, dest.Number)
-	x, err := n.undoCopies(ctx)
-	if err == nil {
-		err = n.choose(ctx, p, x)
+	if p.undo, err = n.undoCopies(ctx); err == nil {
+		err = n.choose(ctx, p, p.undo)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("plan rollback: %w", err)
@@ -256,18 +255,20 @@ func (p *Plan) offer(want map[digest.ID]uint32, path string, e *entry.Entry) {
 
 // offerUndo looks for chunks in what the generations keep.
 func (n *Node) offerUndo(ctx context.Context, p *Plan, want map[digest.ID]uint32) error {
-	x, err := n.undoCopies(ctx)
-	if err != nil {
-		return err
+	var err error
+	if p.undo == nil {
+		if p.undo, err = n.undoCopies(ctx); err != nil {
+			return err
+		}
 	}
-	for gen, copies := range x.gens {
+	for gen, copies := range p.undo.gens {
 		m, err := n.Left(gen)
 		if err != nil {
 			return err
 		}
 		left := indexOf(m)
 		for _, u := range copies {
-			if e := left.get(u.of); e != nil && e.Type == entry.File {
+			if e := left.get(u.of); e != nil && e.Type == entry.File && !p.undo.bad[u.undoFile] {
 				p.offer(want, u.path(), left.content(e))
 			}
 		}

@@ -152,6 +152,7 @@ type Plan struct {
 	cache map[string]entry.Stat // untouched files that are known to hold what done says
 	fresh []string              // touched files that will
 	links map[int]undoFile      // slot -> undo copy that becomes the file
+	undo  *undoIndex            // what the generations keep; nil when nothing was looked for
 	used  []undoFile            // undo copies that are no longer such afterwards
 	local map[digest.ID]place   // where chunks are found on the node
 	id    string                // of the stage; set by Stage

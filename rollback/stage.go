@@ -3,7 +3,6 @@ package rollback
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -14,9 +13,6 @@ import (
 	"ingot/internal/digest"
 	"ingot/internal/entry"
 )
-
-// errNoSource: chunks are missing and there is nobody to ask.
-var errNoSource = errors.New("chunks are not on the node and there is no source")
 
 // Stage writes everything that the plan puts into the tree beside it: each
 // chunk verified, metadata set, and all of it durable. It replaces what was
@@ -213,6 +209,7 @@ type spot struct {
 func (st *stager) contents(ctx context.Context, p *Plan, src Source) error {
 	missing := map[digest.ID][]spot{}
 	var ids []digest.ID
+	var lacking []Note
 	for i := range p.Steps {
 		s := &p.Steps[i]
 		if !p.builds(s) || s.Kind != Replace && s.Kind != Add {
@@ -233,6 +230,7 @@ func (st *stager) contents(ctx context.Context, p *Plan, src Source) error {
 			}
 			if missing[c.ID] == nil {
 				ids = append(ids, c.ID)
+				lacking = append(lacking, Note{s.Path, "chunk " + c.ID.Short() + " is not on the node"})
 			}
 			missing[c.ID] = append(missing[c.ID], to)
 		}
@@ -241,7 +239,7 @@ func (st *stager) contents(ctx context.Context, p *Plan, src Source) error {
 		return nil
 	}
 	if src == nil {
-		return fmt.Errorf("%d chunks, first %s: %w", len(ids), ids[0].Short(), errNoSource)
+		return &DamagedError{Notes: lacking}
 	}
 	return st.fetch(ctx, src, ids, missing)
 }

@@ -27,15 +27,17 @@ type undoCopy struct {
 
 // undoIndex finds displaced files by what they hold.
 type undoIndex struct {
-	byKey map[digest.ID][]undoCopy
-	byIno map[uint64][]undoFile
-	gens  map[int][]undoCopy
+	byKey  map[digest.ID][]undoCopy
+	bySize map[int64][]undoCopy
+	byIno  map[uint64][]undoFile
+	gens   map[int][]undoCopy
+	bad    map[undoFile]bool // found damaged
 }
 
 // undoCopies reads which files the generations keep. What is missing or is
 // no file any more is left out.
 func (n *Node) undoCopies(ctx context.Context) (*undoIndex, error) {
-	x := &undoIndex{byKey: map[digest.ID][]undoCopy{}, byIno: map[uint64][]undoFile{}, gens: map[int][]undoCopy{}}
+	x := &undoIndex{byKey: map[digest.ID][]undoCopy{}, bySize: map[int64][]undoCopy{}, byIno: map[uint64][]undoFile{}, gens: map[int][]undoCopy{}, bad: map[undoFile]bool{}}
 	nums, err := n.numbers()
 	if err != nil {
 		return nil, err
@@ -77,6 +79,7 @@ func (n *Node) gather(x *undoIndex, gen int, j *journal) {
 		}
 		u := undoCopy{undoFile: undoFile{gen, s.slot}, of: s.path, stat: st}
 		x.byKey[s.old.key] = append(x.byKey[s.old.key], u)
+		x.bySize[st.Size] = append(x.bySize[st.Size], u)
 		x.byIno[st.Ino] = append(x.byIno[st.Ino], u.undoFile)
 		x.gens[gen] = append(x.gens[gen], u)
 	}
@@ -95,32 +98,56 @@ func (n *Node) choose(ctx context.Context, p *Plan, x *undoIndex) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		for _, u := range preferred(x.byKey[contentKey(s.content)], s.Path) {
+		for _, u := range x.candidates(s) {
 			if taken[u.stat.Ino] || u.stat.Ino == s.stat.Ino || u.stat.Nlink != uint64(len(x.byIno[u.stat.Ino])) {
 				continue // in use elsewhere: copied by chunks instead
 			}
-			if err := n.intact(u, s.content); err != nil {
-				p.Damaged = append(p.Damaged, Note{s.Path, fmt.Sprintf("undo copy %q: %v", u.path(), err)})
-				continue
+			err := n.intact(u.undoCopy, s.content)
+			if err == nil {
+				taken[u.stat.Ino] = true
+				p.links[s.slot] = u.undoFile
+				p.used = append(p.used, x.byIno[u.stat.Ino]...)
+				break
 			}
-			taken[u.stat.Ino] = true
-			p.links[s.slot] = u.undoFile
-			p.used = append(p.used, x.byIno[u.stat.Ino]...)
-			break
+			if u.sure {
+				p.Damaged = append(p.Damaged, Note{s.Path, fmt.Sprintf("undo copy %q: %v", u.path(), err)})
+				x.bad[u.undoFile] = true
+			}
 		}
 	}
 	return nil
 }
 
-// preferred puts the copy that was displaced from this very path first.
-func preferred(list []undoCopy, path string) []undoCopy {
-	for i, u := range list {
-		if u.of == path {
-			out := append([]undoCopy{u}, list[:i]...)
-			return append(out, list[i+1:]...)
+// candidate is an undo copy that may hold what is wanted; when it is sure to
+// and does not, it is damaged.
+type candidate struct {
+	undoCopy
+	sure bool
+}
+
+// candidates lists what may become the file of a step: copies that were
+// recorded with its very chunks, the one from its own path first; then, because
+// the same bytes may have been cut differently, copies of its size, all from its
+// own path and a few others.
+func (x *undoIndex) candidates(s *Step) []candidate {
+	var own, others []candidate
+	for _, u := range x.byKey[contentKey(s.content)] {
+		if u.of == s.Path {
+			own = append(own, candidate{u, true})
+		} else {
+			others = append(others, candidate{u, true})
 		}
 	}
-	return list
+	out := append(own, others...)
+	few := 16
+	for _, u := range x.bySize[s.content.Size] {
+		if u.of == s.Path {
+			out = append(out, candidate{undoCopy: u})
+		} else if few--; few >= 0 {
+			out = append(out, candidate{undoCopy: u})
+		}
+	}
+	return out
 }
 
 // intact reads an undo copy and compares it with what it should hold.
