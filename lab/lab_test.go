@@ -196,6 +196,12 @@ func begin(t *testing.T, scenario string) (*exec.Cmd, *bytes.Buffer, string) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { // of a test that failed
+		cmd.Process.Kill()
+		if c, err := Dial(dir); err == nil {
+			c.Down(context.Background())
+		}
+	})
 	return cmd, out, dir
 }
 
