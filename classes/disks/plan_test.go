@@ -201,7 +201,7 @@ func TestProbe(t *testing.T) {
 	if err := os.Symlink("../../sda", filepath.Join(root, "dev/disk/by-id/ata-Q")); err != nil {
 		t.Fatal(err)
 	}
-	devs, err := Prober{Sys: root + "/sys", Proc: root + "/proc", Dev: root + "/dev"}.Probe()
+	devs, err := Prober{Sys: root + "/sys", Proc: root + "/proc", Dev: root + "/dev"}.Probe(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +226,7 @@ func TestProbe(t *testing.T) {
 }
 
 func TestProbeHere(t *testing.T) {
-	if _, err := Probe(); err != nil {
+	if _, err := Probe(t.Context()); err != nil {
 		t.Error(err)
 	}
 }

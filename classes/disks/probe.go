@@ -1,6 +1,7 @@
 package disks
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -20,10 +21,10 @@ type Prober struct {
 
 // Probe lists the disks of this machine as disk1, disk2, ... in FAI's order: by name, so
 // that mmcblk0 < nvme0n1 < sda < vda.
-func Probe() ([]Device, error) { return Prober{}.Probe() }
+func Probe(ctx context.Context) ([]Device, error) { return Prober{}.Probe(ctx) }
 
 // Probe lists the disks.
-func (p Prober) Probe() ([]Device, error) {
+func (p Prober) Probe(ctx context.Context) ([]Device, error) {
 	p.Sys, p.Proc, p.Dev = or(p.Sys, "/sys"), or(p.Proc, "/proc"), or(p.Dev, "/dev")
 	entries, err := os.ReadDir(filepath.Join(p.Sys, "block"))
 	if err != nil {
@@ -33,6 +34,9 @@ func (p Prober) Probe() ([]Device, error) {
 	links := p.links()
 	var devs []Device
 	for _, e := range entries {
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("list disks: %w", err)
+		}
 		if !p.family(e.Name()) {
 			continue
 		}
