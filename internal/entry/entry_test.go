@@ -125,6 +125,29 @@ func setByFd(t *testing.T, dirfd int, name string, e Entry) {
 	if got, _, err := ReadAt(dirfd, name); err != nil || !reflect.DeepEqual(got, e) {
 		t.Errorf("by descriptor: %v\n%+v, set\n%+v", err, got, e)
 	}
+	modes := []uint32{e.Mode}
+	if len(e.Xattrs) == 0 { // an ACL has its say in the mode
+		modes = append(modes, 0600)
+	}
+	for _, mode := range modes {
+		if err := unix.Unlinkat(dirfd, "fresh", 0); err != nil && !errors.Is(err, unix.ENOENT) {
+			t.Fatal(err)
+		}
+		g, err := OpenBeneath(dirfd, "fresh", unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		have := Entry{Mode: 0600, UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())}
+		want := e
+		want.Mode = mode
+		if err := SetFreshFd(g, &have, &want); err != nil {
+			t.Fatal(err)
+		}
+		if got, _, err := ReadFd(g); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("fresh: %v\n%+v, set\n%+v", err, got, want)
+		}
+		unix.Close(g)
+	}
 }
 
 func touch(p string) error { return os.WriteFile(p, nil, 0600) }
@@ -293,6 +316,32 @@ func TestOpenBeneath(t *testing.T) {
 			continue
 		}
 		unix.Close(got)
+	}
+}
+
+func TestOpenBeneathDeeperThanPathMax(t *testing.T) {
+	fd := openDir(t, t.TempDir())
+	name := strings.Repeat("n", 200)
+	path, at := name, fd
+	for range 50 {
+		if err := unix.Mkdirat(at, name, 0700); err != nil {
+			t.Fatal(err)
+		}
+		next, err := OpenBeneath(at, name, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(next) })
+		at = next
+		path += "/" + name
+	}
+	f, err := OpenBeneath(fd, path, unix.O_WRONLY|unix.O_CREAT, 0600)
+	if err != nil {
+		t.Fatalf("path of %d bytes: %v", len(path), err)
+	}
+	unix.Close(f)
+	if err := unix.Faccessat(at, name, unix.F_OK, 0); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -12,6 +12,23 @@ import (
 // reached, whoever changes the tree meanwhile (openat2(2), Linux 5.6; older
 // kernels are served by walking). O_CLOEXEC is always set.
 func OpenBeneath(dirfd int, path string, flags int, mode uint32) (int, error) {
+	if len(path) < unix.PathMax {
+		return openBeneath(dirfd, path, flags, mode)
+	}
+	// Trees may be deeper than what one call takes.
+	cut := strings.LastIndexByte(path[:unix.PathMax-1], '/')
+	if cut <= 0 {
+		return -1, unix.ENAMETOOLONG
+	}
+	mid, err := openBeneath(dirfd, path[:cut], unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(mid)
+	return OpenBeneath(mid, path[cut+1:], flags, mode)
+}
+
+func openBeneath(dirfd int, path string, flags int, mode uint32) (int, error) {
 	how := unix.OpenHow{
 		Flags:   uint64(flags | unix.O_CLOEXEC | unix.O_LARGEFILE),
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,

@@ -40,6 +40,26 @@ func ReadAt(dirfd int, name string) (Entry, Stat, error) {
 	return e, StatOf(&st), nil
 }
 
+// ReadFd is ReadAt for an open file (not O_PATH); a symbolic link cannot be one.
+func ReadFd(fd int) (Entry, Stat, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return Entry{}, Stat{}, fmt.Errorf("stat: %w", err)
+	}
+	e, err := fromStat(&st)
+	if err != nil {
+		return Entry{}, Stat{}, err
+	}
+	names, err := listXattrs(func(b []byte) (int, error) { return unix.Flistxattr(fd, b) })
+	if err == nil && len(names) > 0 {
+		e.Xattrs, err = readXattrs(names, func(n string, b []byte) (int, error) { return unix.Fgetxattr(fd, n, b) })
+	}
+	if err != nil {
+		return Entry{}, Stat{}, fmt.Errorf("read xattrs: %w", err)
+	}
+	return e, StatOf(&st), nil
+}
+
 // StatOf returns what identifies the state of the inode that st describes.
 func StatOf(st *unix.Stat_t) Stat {
 	return Stat{
@@ -200,8 +220,16 @@ func readXattr(name string, get func(string, []byte) (int, error)) (string, erro
 // HolesOf returns the holes of f in [0,size), as SEEK_HOLE and SEEK_DATA show
 // them (lseek(2)); none where the file system cannot tell. It moves f's offset.
 func HolesOf(f *os.File, size int64) ([]Extent, error) {
+	holes, err := HolesOfFd(int(f.Fd()), size)
+	if err != nil {
+		return nil, fmt.Errorf("find holes of %q: %w", f.Name(), err)
+	}
+	return holes, nil
+}
+
+// HolesOfFd is HolesOf for a bare descriptor.
+func HolesOfFd(fd int, size int64) ([]Extent, error) {
 	var holes []Extent
-	fd := int(f.Fd())
 	for pos := int64(0); pos < size; {
 		data, err := unix.Seek(fd, pos, unix.SEEK_DATA)
 		switch {
@@ -210,7 +238,7 @@ func HolesOf(f *os.File, size int64) ([]Extent, error) {
 		case errors.Is(err, unix.EINVAL) && pos == 0:
 			return nil, nil
 		case err != nil:
-			return nil, fmt.Errorf("find holes of %q: %w", f.Name(), err)
+			return nil, err
 		}
 		data = min(data, size)
 		if data > pos {
@@ -224,7 +252,7 @@ func HolesOf(f *os.File, size int64) ([]Extent, error) {
 			break
 		}
 		if err != nil {
-			return nil, fmt.Errorf("find holes of %q: %w", f.Name(), err)
+			return nil, err
 		}
 	}
 	return holes, nil

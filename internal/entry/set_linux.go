@@ -62,6 +62,36 @@ func SetMetaFd(fd int, e *Entry) error {
 	})
 }
 
+// SetFreshFd is SetMetaFd for a file or directory that was just made and is
+// known to have no attributes, and the owner and mode of have: what is right
+// already costs no call.
+func SetFreshFd(fd int, have, e *Entry) error {
+	var errs []error
+	mode := e.Mode
+	owner := have.UID == e.UID && have.GID == e.GID
+	if !owner {
+		if err := unix.Fchown(fd, int(e.UID), int(e.GID)); err != nil {
+			errs = append(errs, &MetaError{What: "owner", Err: err})
+			mode &^= unix.S_ISUID | unix.S_ISGID
+		}
+	}
+	for _, x := range e.Xattrs {
+		if err := unix.Fsetxattr(fd, x.Name, []byte(x.Value), 0); err != nil {
+			errs = append(errs, &MetaError{What: fmt.Sprintf("xattr %q", x.Name), Err: err})
+		}
+	}
+	if !owner || len(e.Xattrs) > 0 || have.Mode != mode {
+		if err := unix.Fchmod(fd, mode); err != nil {
+			errs = append(errs, &MetaError{What: "mode", Err: err})
+		}
+	}
+	ts := [2]unix.Timespec{{Nsec: unix.UTIME_OMIT}, unix.NsecToTimespec(e.ModTime)}
+	if err := futimens(fd, &ts); err != nil {
+		errs = append(errs, &MetaError{What: "times", Err: err})
+	}
+	return errors.Join(errs...)
+}
+
 // setter are the calls that change one inode.
 type setter struct {
 	chown func(uid, gid int) error
