@@ -40,7 +40,7 @@ func example() map[string]string {
 		"profile/WEB.yaml":         "image: web:1\nkernel:\n  args: [c]\n  from: image\n",
 		"profile/LAST.yaml":        "check:\n",
 		"profile/OTHER.yaml":       "image: other\n",
-		"class/DEFAULT.var":        "A=1\nB=one\n",
+		"class/DEFAULT.var":        "A=1\nB=one\nROOTPW='$6$x'\n",
 		"class/WEB.var":            "B=\"$A two\" # why\nC=$(date)\n",
 		"class/n1":                 "# no\nHOSTCLASS SECOND\n",
 		"disk_config/DEFAULT":      "default\n",
@@ -137,6 +137,9 @@ func TestExplain(t *testing.T) {
 	}
 	if v := find("B"); v.Kind != "var" || v.Value != "1 two" || v.Line != 1 || v.Overridden[0].File != "class/DEFAULT.var" {
 		t.Errorf("B: %+v", v)
+	}
+	if v := find("ROOTPW"); v.Value != "********" {
+		t.Errorf("a secret is shown: %+v", v)
 	}
 	if v := find("/etc/motd"); v.File != "files/etc/motd/WEB" || v.Overridden[0].Class != "DEFAULT" {
 		t.Errorf("motd: %+v", v)

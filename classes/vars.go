@@ -42,7 +42,7 @@ func (s *Space) vars(r *Resolved, _ *problem.List) error {
 				order = append(order, a.Name)
 			}
 			r.Vars[a.Name] = a.Value
-			chain[a.Name] = append([]Value{{Kind: "var", Key: a.Name, Value: a.Value, Class: class, File: file, Line: a.Line}}, chain[a.Name]...)
+			chain[a.Name] = append([]Value{{Kind: "var", Key: a.Name, Value: masked(a), Class: class, File: file, Line: a.Line}}, chain[a.Name]...)
 		}
 	}
 	for _, name := range order {
@@ -53,6 +53,14 @@ func (s *Space) vars(r *Resolved, _ *problem.List) error {
 		}
 	}
 	return nil
+}
+
+// masked is a value for people's eyes: names that end in PW hold secrets, by FAI's custom.
+func masked(a Assignment) string {
+	if strings.HasSuffix(a.Name, "PW") && a.Value != "" {
+		return "********"
+	}
+	return a.Value
 }
 
 // varParser reads the part of the shell's language that is plain.
@@ -72,7 +80,7 @@ type varParser struct {
 // ParseVars reads the plain assignments of a .var file: `NAME=value`, quoted or not, with
 // comments, and with $NAME of variables known before. Lines that need a shell are noted,
 // and so are the variables that they assign: those get their value on the node only. Secrets
-// are values like others here; whoever prints them masks names that end in PW.
+// are values like others here; Resolved.Values masks those whose names end in PW.
 func ParseVars(file string, text []byte, known map[string]string) (assigned []Assignment, shell []string, notes problem.List) {
 	p := &varParser{src: &problem.Source{Name: file, Data: text}, text: string(text), line: 1, known: map[string]string{}}
 	for k, v := range known {
