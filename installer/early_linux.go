@@ -107,3 +107,9 @@ func Facts() map[string]string {
 	}
 	return facts
 }
+
+// FileSystems are the modules that mounting a new system may need; their
+// names are those of the kernel's modules. Loading what is built in is no error.
+func FileSystems() []string {
+	return []string{"ext4", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859_1"}
+}

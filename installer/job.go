@@ -26,9 +26,12 @@ type Job struct {
 	Data    map[digest.ID][]byte `json:"data"`
 
 	Scripts      []Script  `json:"scripts,omitempty"`
-	HostKeys     []HostKey `json:"host_keys"`
-	OperatorKeys []string  `json:"operator_keys"` // authorized_keys lines of root
+	HostKeys     []HostKey `json:"host_keys,omitempty"` // none: those of the image stay
+	OperatorKeys []string  `json:"operator_keys"`       // authorized_keys lines of root
 	By           string    `json:"by"`
+
+	Loader string `json:"loader"` // grub, or none: the image boots by its own means
+	Finish string `json:"finish"` // reboot or poweroff
 }
 
 // DiskConfig is the disk_config file that the classes of the node select.

@@ -1,0 +1,126 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ingot/installer"
+	"ingot/installer/netboot/modload"
+)
+
+// installMachine is /init of the installer. It ends in a reboot: at once when
+// the installation went well, else when an operator arms the node again.
+func installMachine() {
+	defer func() {
+		if p := recover(); p != nil {
+			fmt.Fprintf(os.Stderr, "BUG: %v\n%s", p, debug.Stack())
+			park("a bug in the installer", nil, installer.Boot{}, os.Stderr)
+		}
+	}()
+	if err := installer.MountEarly(); err != nil {
+		park(err.Error(), nil, installer.Boot{}, os.Stderr)
+	}
+	os.Setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+	console := installer.Consoles()
+	fmt.Fprintf(console, "ingot-agent %s: installer\n", version)
+
+	r := &installer.Run{Console: console}
+	log := r.NewLog()
+	ctx := context.Background()
+	loader, err := modload.Open("")
+	if err == nil {
+		loader.Log = log
+		var names []string
+		names, err = loader.Auto(ctx)
+		log.Info("drivers", "modules", len(names))
+		go loader.Watch(ctx) // disks behind a host that is slow to start
+	}
+	if err != nil {
+		log.Error("load drivers", "err", err) // the disk and the NIC may be built in
+	}
+	cmdline, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		park(err.Error(), nil, installer.Boot{}, console)
+	}
+	boot, err := installer.ParseBoot(string(cmdline))
+	if err != nil {
+		park(err.Error(), nil, boot, console)
+	}
+	ip, err := installer.BringUp(ctx, boot.MAC, log)
+	if err != nil {
+		park(err.Error(), nil, boot, console)
+	}
+	log.Info("network", "ip", ip.String(), "server", boot.Server)
+	if loader != nil {
+		if err := loader.Load(ctx, installer.FileSystems()...); err != nil {
+			log.Warn("load file systems", "err", err)
+		}
+	}
+	r.Boot, r.Facts, r.Client = boot, installer.Facts(), installer.NewClient(boot.Server, log)
+	if err := r.Install(ctx); err != nil {
+		park(err.Error(), r.Client, boot, console)
+	}
+	if r.PowerOff() {
+		fmt.Fprintf(console, "installed; switching off, as the profile says\n")
+		end(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	}
+	fmt.Fprintf(console, "installed; rebooting into the disk\n")
+	end(unix.LINUX_REBOOT_CMD_RESTART)
+}
+
+// park shows why the machine stands still and waits. It never reboots by
+// itself, which would be a loop, but does when the node has been armed again.
+func park(reason string, c *installer.Client, boot installer.Boot, console io.Writer) {
+	line := "======================================================================"
+	fmt.Fprintf(console, "\n%s\n INSTALLATION FAILED: %s\n\n", line, reason)
+	fmt.Fprintf(console, " This machine waits. On the server: `ingot node timeline %s` tells what\n happened, `ingot node set %s --install` starts it again by itself.\n%s\n\n", boot.Node, boot.Node, line)
+	if boot.Shell {
+		go shell()
+	}
+	for {
+		time.Sleep(5 * time.Second)
+		if c == nil {
+			continue
+		}
+		armed, err := c.Armed(context.Background(), boot.Node)
+		if err == nil && armed {
+			fmt.Fprintln(console, "armed again: rebooting")
+			end(unix.LINUX_REBOOT_CMD_RESTART)
+		}
+	}
+}
+
+// shell gives whoever stands at the console a shell, again and again.
+func shell() {
+	for {
+		c := exec.Command("/bin/busybox", "sh")
+		f, err := os.OpenFile("/dev/console", os.O_RDWR, 0)
+		if err != nil {
+			return
+		}
+		c.Stdin, c.Stdout, c.Stderr = f, f, f
+		c.SysProcAttr = &unix.SysProcAttr{Setsid: true, Setctty: true}
+		err = errors.Join(c.Run(), f.Close())
+		fmt.Fprintln(os.Stderr, "shell:", err)
+		time.Sleep(time.Second)
+	}
+}
+
+// end leaves the machine to the kernel's care: reboot(2).
+func end(command int) {
+	unix.Sync()
+	for {
+		if err := unix.Reboot(command); err != nil {
+			fmt.Fprintln(os.Stderr, "reboot:", err)
+		}
+		time.Sleep(time.Second)
+	}
+}

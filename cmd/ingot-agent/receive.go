@@ -1,0 +1,299 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+
+	"ingot/imager/wire"
+	"ingot/internal/manifest"
+	"ingot/internal/pattern"
+	"ingot/rollback"
+)
+
+// receive serves one request of a controller. Once a switch has begun it is
+// finished whatever becomes of the connection: hanging up and closed pipes are
+// ignored, and the generation tells the next controller how it ended.
+func receive(c *cli.Context) error {
+	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
+	conn := wire.New(os.Stdin, os.Stdout)
+	if err := conn.Greet(version); err != nil {
+		return err
+	}
+	var req wire.Request
+	err := conn.Expect(wire.KindRequest, &req, nil)
+	if err == nil {
+		err = serve(c.Context, conn, req)
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		return errors.Join(err, conn.Send(wire.KindError, describe(err)))
+	}
+	return nil
+}
+
+func serve(ctx context.Context, conn *wire.Conn, req wire.Request) error {
+	switch req.Verb {
+	case wire.VerbPush:
+		return push(ctx, conn, req)
+	case wire.VerbRollback:
+		return withNode(req.Dir, func(n *rollback.Node) error { return goBack(ctx, conn, n, req) })
+	case wire.VerbCapture:
+		return capture(ctx, conn, req)
+	case wire.VerbGenerations:
+		return withNode(req.Dir, func(n *rollback.Node) error {
+			list, err := generations(n)
+			if err != nil {
+				return err
+			}
+			return conn.Send(wire.KindAnswer, list)
+		})
+	}
+	return fmt.Errorf("the controller asks for %q, which this agent does not know", req.Verb)
+}
+
+func withNode(dir string, fn func(*rollback.Node) error) error {
+	n, err := rollback.Open(dir, nil)
+	if err != nil {
+		return err
+	}
+	n.Freeze = dir == "/"
+	return errors.Join(fn(n), n.Close())
+}
+
+// describe maps the kinds of rollback's errors to words that cross the wire.
+func describe(err error) wire.Error {
+	e := wire.Error{Kind: "failed", Text: err.Error()}
+	switch {
+	case errors.Is(err, rollback.ErrBusy):
+		e.Kind, e.Hint = "busy", "somebody else changes this node; wait, or end them"
+	case errors.Is(err, rollback.ErrInterrupted):
+		e.Kind, e.Hint = "interrupted", "reboot the node, or run `/.ingot/agent recover` on it"
+	case errors.Is(err, rollback.ErrConflict):
+		e.Kind, e.Hint = "conflict", "--keep PATTERN leaves such files as they are, --take PATTERN gives them up; --dry-run lists them"
+	case errors.Is(err, rollback.ErrNoSpace):
+		e.Kind, e.Hint = "space", "make room on the node"
+	case errors.Is(err, rollback.ErrDamaged), errors.Is(err, rollback.ErrCorrupt):
+		e.Kind, e.Hint = "corrupt", "push the image again: content that the node lost comes from the server"
+	case errors.Is(err, rollback.ErrChanged):
+		e.Kind, e.Hint = "changed", "nothing was switched; try again, or stop the program that writes there"
+	}
+	return e
+}
+
+func policyOf(keep, take []string) (rollback.Policy, error) {
+	var p rollback.Policy
+	var err error
+	if p.Keep, err = pattern.Parse(keep); err != nil {
+		return p, fmt.Errorf("--keep: %w", err)
+	}
+	if p.Take, err = pattern.Parse(take); err != nil {
+		return p, fmt.Errorf("--take: %w", err)
+	}
+	return p, nil
+}
+
+func push(ctx context.Context, conn *wire.Conn, req wire.Request) error {
+	raw, err := conn.RecvBlob(nil)
+	if err != nil {
+		return err
+	}
+	m, err := manifest.Decode(raw)
+	if err != nil {
+		return fmt.Errorf("manifest from the controller: %w", err)
+	}
+	t := rollback.Target{Manifest: m, Image: req.Ref, ImageID: req.Image, Overlay: req.Overlay, Mode: "live", By: req.By}
+	if t.Policy, err = policyOf(req.Keep, req.Take); err != nil {
+		return err
+	}
+	if t.NodeOwned, err = pattern.Parse(req.NodeOwned); err != nil {
+		return fmt.Errorf("node_owned: %w", err)
+	}
+	return withNode(req.Dir, func(n *rollback.Node) error {
+		if err := conn.Send(wire.KindProgress, wire.Progress{Task: "compare"}); err != nil {
+			return err
+		}
+		plan, err := n.Plan(ctx, t)
+		if err != nil {
+			return err
+		}
+		return carryOut(ctx, conn, n, plan, req.DryRun)
+	})
+}
+
+func goBack(ctx context.Context, conn *wire.Conn, n *rollback.Node, req wire.Request) error {
+	policy, err := policyOf(req.Keep, req.Take)
+	if err != nil {
+		return err
+	}
+	plan, err := n.PlanRollback(ctx, req.To, policy, req.By)
+	if err != nil {
+		return err
+	}
+	return carryOut(ctx, conn, n, plan, req.DryRun)
+}
+
+// carryOut shows the plan, and when the controller agrees stages and switches.
+func carryOut(ctx context.Context, conn *wire.Conn, n *rollback.Node, plan *rollback.Plan, dryRun bool) error {
+	if !dryRun {
+		if err := plan.Err(); err != nil {
+			return err
+		}
+	}
+	if err := conn.Send(wire.KindAnswer, summary(plan)); err != nil {
+		return err
+	}
+	f, err := conn.Next(nil)
+	if err != nil || f.Kind != wire.KindRequest {
+		return err // seen enough, or gone
+	}
+	if plan.Empty() && plan.Base != 0 {
+		cur, err := n.Current()
+		if err != nil {
+			return err
+		}
+		return conn.Send(wire.KindAnswer, wire.Done{Generation: generation(cur, cur.Number), Unchanged: true})
+	}
+	if err := conn.Send(wire.KindProgress, wire.Progress{Task: "stage", Total: plan.NeedBytes}); err != nil {
+		return err
+	}
+	if err := n.Stage(ctx, plan, wire.Puller{C: conn}); err != nil {
+		return err
+	}
+	// The last word of a living controller: without it nothing is switched.
+	if err := conn.Send(wire.KindProgress, wire.Progress{Task: "switch"}); err != nil {
+		return err
+	}
+	start := time.Now()
+	g, err := n.Switch(context.WithoutCancel(ctx), plan)
+	if err != nil {
+		return err
+	}
+	return conn.Send(wire.KindAnswer, wire.Done{Generation: generation(g, g.Number), Notes: notes(plan.Notes), SwitchSeconds: time.Since(start).Seconds()})
+}
+
+func summary(p *rollback.Plan) wire.Plan {
+	out := wire.Plan{Need: len(p.Need), NeedBytes: p.NeedBytes, From: p.Base, Notes: notes(append(p.Notes, p.Blocked...))}
+	for _, s := range p.Steps {
+		if s.Kind == rollback.Times {
+			continue // follows from the others
+		}
+		out.Changes = append(out.Changes, wire.Change{Path: s.Path, Kind: s.Kind.String(), Why: why(s)})
+	}
+	for _, c := range p.Conflicts {
+		out.Conflicts = append(out.Conflicts, wire.Change{Path: c.Path, Kind: string(c.Kind), Why: c.Action.String()})
+	}
+	return out
+}
+
+// why says what differs.
+func why(s rollback.Step) string {
+	if s.Old == nil || s.New == nil {
+		return ""
+	}
+	var out []string
+	add := func(differs bool, what string) {
+		if differs {
+			out = append(out, what)
+		}
+	}
+	add(s.Old.Type != s.New.Type, "type")
+	add(s.Kind == rollback.Replace && s.Old.Type == s.New.Type, "content")
+	add(s.Old.Mode != s.New.Mode, fmt.Sprintf("mode %04o to %04o", s.Old.Mode, s.New.Mode))
+	add(s.Old.UID != s.New.UID || s.Old.GID != s.New.GID, fmt.Sprintf("owner %d:%d to %d:%d", s.Old.UID, s.Old.GID, s.New.UID, s.New.GID))
+	add(s.Old.ModTime != s.New.ModTime, "time")
+	return strings.Join(out, ", ")
+}
+
+func notes(list []rollback.Note) []string {
+	var out []string
+	for _, n := range list {
+		out = append(out, n.String())
+	}
+	return out
+}
+
+func generation(g rollback.Generation, current int) wire.Generation {
+	kind := "push"
+	switch {
+	case g.To != 0:
+		kind = "rollback"
+	case g.Result == "installed":
+		kind = "install"
+	case g.Result == "found":
+		kind = "found"
+	}
+	return wire.Generation{Number: g.Number, Kind: kind, Ref: g.Image, Image: g.ImageID, Overlay: g.Overlay, Mode: g.Mode, By: g.By,
+		Time: g.When.Unix(), Current: g.Number == current}
+}
+
+func generations(n *rollback.Node) ([]wire.Generation, error) {
+	list, err := n.Generations()
+	if err != nil {
+		return nil, err
+	}
+	out := []wire.Generation{}
+	for _, g := range list {
+		out = append(out, generation(g, list[len(list)-1].Number))
+	}
+	return out, nil
+}
+
+func listGenerations(c *cli.Context) error {
+	return withNode(c.String("dir"), func(n *rollback.Node) error {
+		list, err := generations(n)
+		if err != nil {
+			return err
+		}
+		if c.Bool("json") {
+			return json.NewEncoder(os.Stdout).Encode(list)
+		}
+		w := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
+		fmt.Fprintln(w, "GENERATION\tKIND\tIMAGE\tDIGEST\tWHEN\tBY")
+		for _, g := range list {
+			mark := ""
+			if g.Current {
+				mark = " *"
+			}
+			fmt.Fprintf(w, "%d%s\t%s\t%s\t%s\t%s\t%s\n", g.Number, mark, g.Kind, g.Ref, g.Image.Short(), time.Unix(g.Time, 0).Format(time.DateTime), g.By)
+		}
+		return w.Flush()
+	})
+}
+
+func rollbackHere(c *cli.Context) error {
+	policy, err := policyOf(c.StringSlice("keep"), c.StringSlice("take"))
+	if err != nil {
+		return err
+	}
+	return withNode(c.String("dir"), func(n *rollback.Node) error {
+		plan, err := n.PlanRollback(c.Context, c.Int("to"), policy, "console")
+		if err != nil {
+			return err
+		}
+		s := summary(plan)
+		if c.Bool("dry-run") {
+			for _, ch := range s.Changes {
+				fmt.Printf("%-8s %q  %s\n", ch.Kind, ch.Path, ch.Why)
+			}
+			return plan.Err()
+		}
+		g, err := n.Rollback(c.Context, c.Int("to"), policy, "console")
+		if err != nil {
+			return err
+		}
+		fmt.Printf("rolled back: generation %d is %s again, %d changes\n", g.Number, g.Image, len(s.Changes))
+		return nil
+	})
+}
+
+func recoverHere(c *cli.Context) error { return recoverTree(c.String("dir"), os.Stdout) }

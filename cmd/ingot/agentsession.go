@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ingot/imager/remote"
+	"ingot/imager/wire"
+	"ingot/inventory"
+	"ingot/site"
+)
+
+func interruptSignal() os.Signal { return unix.SIGTERM }
+
+// agentSession is an agent that runs on a node and has been greeted.
+type agentSession struct {
+	ssh  *remote.Conn
+	proc *remote.Process
+	conn *wire.Conn
+}
+
+// Close ends the agent's input and the connection.
+func (s *agentSession) Close() error {
+	return errors.Join(s.proc.WriteCloser.Close(), s.ssh.Close())
+}
+
+// explain adds what the agent said on its standard error to an end of stream
+// that says nothing.
+func (s *agentSession) explain(err error) error {
+	if err == nil || !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return err
+	}
+	if text := s.proc.Stderr(); text != "" {
+		return fmt.Errorf("the agent ended: %s", text)
+	}
+	return fmt.Errorf("the connection broke: %w", err)
+}
+
+// address returns the IP address of a node: the static one of its NICs, bonds
+// or VLANs, else the newest lease of any of its NICs.
+func address(ctx context.Context, s *site.Site, db *inventory.DB, n *site.Node) (string, error) {
+	var ips []site.IP
+	if b := n.BootNIC(); b != nil {
+		ips = append(ips, b.IP())
+	}
+	for _, x := range n.NICs {
+		ips = append(ips, x.IP())
+	}
+	for _, x := range n.Bonds {
+		ips = append(ips, x.IP())
+	}
+	for _, x := range n.VLANs {
+		ips = append(ips, x.IP())
+	}
+	for _, ip := range ips {
+		if ip.Address.IsValid() {
+			return ip.Address.Addr.String(), nil
+		}
+	}
+	leases, err := db.Leases(ctx)
+	if err != nil {
+		return "", err
+	}
+	var best netip.Addr
+	var until time.Time
+	for _, l := range leases {
+		if owner, _ := s.NodeByMAC(l.MAC); owner != nil && owner.Name == n.Name && l.Expires.After(until) && l.State == "bound" {
+			best, until = l.IP, l.Expires
+		}
+	}
+	if !best.IsValid() {
+		return "", withHint(fmt.Errorf("node %q has no address: none is written, and it has no lease", n.Name), "is it switched on? `ingot node timeline %s`", n.Name)
+	}
+	return best.String(), nil
+}
+
+// dialAgent connects to a node of the site by name, or to any other host that
+// known_hosts knows, and starts the agent there, uploading it when needed.
+func (p *program) dialAgent(ctx context.Context, w *world, user, host string) (*agentSession, error) {
+	key, err := w.siteKey()
+	if err != nil {
+		return nil, err
+	}
+	home, _ := os.UserHomeDir()
+	t := remote.Target{Name: host, Addr: host, User: user, Identities: remote.DefaultIdentities(key),
+		KnownHosts: []string{filepath.Join(home, ".ssh", "known_hosts"), "/etc/ssh/ssh_known_hosts"}}
+	if n := w.Node(host); n != nil {
+		if t.Addr, err = address(ctx, w.Site, w.state, n); err != nil {
+			return nil, err
+		}
+		keys, err := w.state.HostKeys(ctx, n.Name)
+		if err != nil {
+			return nil, err
+		}
+		for _, k := range keys {
+			t.Pinned = append(t.Pinned, k.Public)
+		}
+	}
+	if _, _, err := net.SplitHostPort(t.Addr); err != nil {
+		t.Addr = net.JoinHostPort(t.Addr, "22")
+	}
+	return p.startAgent(ctx, t)
+}
+
+func (p *program) startAgent(ctx context.Context, t remote.Target) (*agentSession, error) {
+	binary, err := p.agent()
+	if err != nil {
+		return nil, err
+	}
+	c, err := remote.Dial(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.EnsureAgent(ctx, binary); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	proc, err := c.Start(ctx, remote.AgentPath+" receive")
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	s := &agentSession{ssh: c, proc: proc, conn: wire.New(proc, proc)}
+	if err := s.conn.Greet(version); err != nil {
+		return nil, errors.Join(fmt.Errorf("agent on %q: %w", t.Name, s.explain(err)), s.Close())
+	}
+	return s, nil
+}

@@ -1,0 +1,517 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"ingot/internal/digest"
+	"ingot/internal/pattern"
+	"ingot/lab"
+)
+
+// demo is one run of `ingot lab demo`. It types the public commands, as a
+// person would, and judges what they did by other means: ssh and rsync.
+type demo struct {
+	// config
+	p    *program
+	rack *lab.Rack
+	self string // this program
+	site string
+	keep bool
+
+	// state
+	image string
+	steps []step
+	start time.Time
+}
+
+// step is one line of the table at the end.
+type step struct {
+	what   string
+	took   time.Duration
+	detail string
+}
+
+func (p *program) labDemo(c *cli.Context) error {
+	if err := wantArgs(c, 0, 0); err != nil {
+		return err
+	}
+	if err := lab.Check(lab.BIOS, lab.UEFI); err != nil {
+		return labErr(err)
+	}
+	if _, err := p.agent(); err != nil {
+		return err
+	}
+	dir := c.String("dir")
+	err := lab.Run(c.Context, lab.Options{Dir: dir, Args: p.Args[1:], NoRA: true}, func(ctx context.Context, r *lab.Rack) error {
+		self, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		d := &demo{p: p, rack: r, self: self, site: labSite(dir), keep: c.Bool("keep"), start: time.Now()}
+		return d.run(ctx, c.String("cache"))
+	})
+	var exit *lab.ExitError
+	if errors.As(err, &exit) {
+		return silent{exit.Code} // the process inside has said why
+	}
+	return labErr(err)
+}
+
+func (d *demo) run(ctx context.Context, cache string) error {
+	if err := os.RemoveAll(d.site); err != nil {
+		return err
+	}
+	for name, fw := range map[string]lab.Firmware{"n1": lab.BIOS, "n2": lab.UEFI} {
+		if err := d.rack.AddMachine(lab.Machine{Name: name, Firmware: fw, Disks: []lab.Disk{{SizeBytes: labDisk}}}); err != nil {
+			return err
+		}
+	}
+	d.image = "debian:" + recipe()
+	if err := makeLabSite(d.rack, d.site, filepath.Join(cache, "store"), d.image); err != nil {
+		return err
+	}
+	err := d.all(ctx)
+	d.table(err)
+	if err == nil && d.keep {
+		d.p.say("the rack stays up until you press Ctrl-C: `ingot lab exec --dir %s n1 -- uptime`", d.rack.Dir())
+		<-ctx.Done()
+	}
+	return err
+}
+
+// demoPackages are in the image besides what every image has.
+const demoPackages = "busybox,rsync"
+
+// recipe is a tag that changes when the image that the demo builds would.
+func recipe() string {
+	return "12-" + digest.Of([]byte(strings.Join(basePackages(), ",") + demoPackages + "3")).Short()[:8]
+}
+
+func (d *demo) all(ctx context.Context) error {
+	for _, s := range []struct {
+		what string
+		fn   func(context.Context) (string, error)
+	}{
+		{"check the site", d.check},
+		{"golden image of Debian 12", d.golden},
+		{"arm n1 (BIOS) and n2 (UEFI)", d.arm},
+		{"install both at once, to login", d.install},
+		{"what differs by class", d.classes},
+		{"power cycle: from the disk", d.cycle},
+		{"new release on n1, captured", d.capture},
+		{"push it to n2", d.push},
+		{"break n2 on purpose", d.breakIt},
+		{"roll n2 back", d.rollback},
+		{"n2 is what it was before", d.same},
+	} {
+		d.p.say("\n--- %s", s.what)
+		start := time.Now()
+		detail, err := s.fn(ctx)
+		d.steps = append(d.steps, step{s.what, time.Since(start), detail})
+		if err != nil {
+			return fmt.Errorf("demo: %s: %w", s.what, err)
+		}
+	}
+	return nil
+}
+
+func (d *demo) table(err error) {
+	rows := [][]string{{"STEP", "SECONDS", "RESULT"}}
+	for i, s := range d.steps {
+		detail := s.detail
+		if err != nil && i == len(d.steps)-1 {
+			detail = "FAILED"
+		}
+		rows = append(rows, []string{s.what, fmt.Sprintf("%.1f", s.took.Seconds()), detail})
+	}
+	rows = append(rows, []string{"in all", fmt.Sprintf("%.1f", time.Since(d.start).Seconds()), ""})
+	fmt.Fprintln(d.p.Stdout)
+	_ = d.p.table(rows)
+}
+
+// ingot types one public command and returns its answer.
+func (d *demo) ingot(ctx context.Context, args ...string) (string, error) {
+	d.p.say("$ ingot %s", strings.Join(args, " "))
+	c := commandContext(ctx, d.self, args...)
+	c.Env = append(os.Environ(), "INGOT_SITE="+d.site)
+	var out bytes.Buffer
+	c.Stdout = &out
+	c.Stderr = d.p.Stderr
+	err := c.Run()
+	if err != nil {
+		err = fmt.Errorf("ingot %s: %w", strings.Join(args, " "), err)
+	}
+	return strings.TrimSpace(out.String()), err
+}
+
+// show is ingot with its answer shown.
+func (d *demo) show(ctx context.Context, args ...string) (string, error) {
+	out, err := d.ingot(ctx, args...)
+	d.p.say("%s", out)
+	return out, err
+}
+
+// ssh runs a command on a node as its operator.
+func (d *demo) ssh(ctx context.Context, node, script string) (string, error) {
+	argv := sshCommand(d.site, d.self, node, []string{script})
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	c := commandContext(ctx, argv[0], argv[1:]...)
+	var errOut bytes.Buffer
+	c.Stderr = &errOut
+	out, err := c.Output()
+	if err != nil {
+		err = fmt.Errorf("ssh %s %q: %w: %s", node, script, err, strings.TrimSpace(errOut.String()))
+	}
+	return strings.TrimSpace(string(out)), err
+}
+
+func (d *demo) check(ctx context.Context) (string, error) {
+	if out, err := d.show(ctx, "check"); err != nil {
+		return "", fmt.Errorf("%w\n%s", err, out)
+	}
+	_, err := d.show(ctx, "class", "explain", "n1")
+	return "no problems", err
+}
+
+func (d *demo) golden(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, d.self, "image", "show", d.image, "--site", d.site).CombinedOutput()
+	if err == nil {
+		d.p.say("%s", out)
+		return "from the cache", nil
+	}
+	return d.show(ctx, "image", "build", d.image, "--debian", "bookworm", "--include", demoPackages)
+}
+
+func (d *demo) arm(ctx context.Context) (string, error) {
+	if _, err := d.show(ctx, "node", "set", "all", "--install"); err != nil {
+		return "", err
+	}
+	if _, err := startServer(ctx, d.rack, d.site); err != nil {
+		return "", err
+	}
+	return "verified, armed; the server runs", nil
+}
+
+func (d *demo) install(ctx context.Context) (string, error) {
+	start := time.Now()
+	for _, n := range []string{"n1", "n2"} {
+		if err := d.rack.PowerOn(n); err != nil {
+			return "", err
+		}
+	}
+	took, err := d.logins(ctx, start, 15*time.Minute)
+	if err != nil {
+		return "", err
+	}
+	_, err = d.show(ctx, "node", "timeline", "n1")
+	return took, err
+}
+
+// logins follows both nodes until their SSH servers have answered, and shows
+// each step as it happens.
+func (d *demo) logins(ctx context.Context, start time.Time, patience time.Duration) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	done := map[string]string{}
+	shown := map[string]int{}
+	for len(done) < 2 {
+		for _, n := range []string{"n1", "n2"} {
+			events, err := d.events(ctx, n)
+			if err != nil {
+				return "", err
+			}
+			for _, e := range events {
+				if e.Time.Before(start) {
+					continue
+				}
+				if shown[n]++; shown[n] <= 0 {
+					continue
+				}
+				if e.Stage == "failed" || e.Stage == "alarm" {
+					return "", fmt.Errorf("%s: %s: %s\n%s", n, e.Stage, e.Detail, d.tail(n))
+				}
+				if e.Stage == "login" && done[n] == "" {
+					done[n] = fmt.Sprintf("%s %.0f s", n, e.Time.Sub(start).Seconds())
+				}
+			}
+			d.fresh(n, events, start, shown)
+		}
+		for _, n := range []string{"n1", "n2"} {
+			if lines, err := d.rack.Lines(n); err == nil && done[n] == "" {
+				if bad := stuck(lines); bad != "" {
+					return "", fmt.Errorf("%s stopped: %s\n%s", n, bad, d.tail(n))
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return "", fmt.Errorf("no login within %s: %w\n%s\n%s", patience, ctx.Err(), d.tail("n1"), d.tail("n2"))
+		case <-time.After(time.Second):
+		}
+	}
+	return done["n1"] + ", " + done["n2"] + " after power-on", nil
+}
+
+// fresh shows the events that have come since the last call.
+func (d *demo) fresh(node string, events []eventView, start time.Time, shown map[string]int) {
+	key := "printed " + node
+	i := 0
+	for _, e := range events {
+		if e.Time.Before(start) {
+			continue
+		}
+		if i++; i > shown[key] {
+			shown[key] = i
+			d.p.say("%7.1f  %-3s %-10s %s", e.Time.Sub(start).Seconds(), node, e.Stage, e.Detail)
+		}
+	}
+}
+
+func stuck(lines []lab.Line) string {
+	for _, l := range lines {
+		for _, bad := range lab.DefaultFailOn() {
+			if strings.Contains(l.Text, bad) {
+				return l.String()
+			}
+		}
+	}
+	return ""
+}
+
+func (d *demo) tail(node string) string {
+	lines, err := d.rack.Lines(node)
+	if err != nil {
+		return err.Error()
+	}
+	var b strings.Builder
+	for _, l := range lines[max(0, len(lines)-15):] {
+		fmt.Fprintf(&b, "  %s console: %s\n", node, l)
+	}
+	return b.String()
+}
+
+func (d *demo) events(ctx context.Context, node string) ([]eventView, error) {
+	c := commandContext(ctx, d.self, "node", "timeline", node, "--all", "--json", "--site", d.site)
+	out, err := c.Output()
+	if err != nil {
+		return nil, fmt.Errorf("timeline of %s: %w", node, err)
+	}
+	var view struct {
+		Events []eventView `json:"events"`
+	}
+	return view.Events, json.Unmarshal(out, &view)
+}
+
+// identity is what must differ between two nodes of one image.
+const identity = "hostname; cat /etc/machine-id; cut -d' ' -f1,2 /etc/ssh/ssh_host_ed25519_key.pub"
+
+func (d *demo) classes(ctx context.Context) (string, error) {
+	a, err := d.ssh(ctx, "n1", identity)
+	if err != nil {
+		return "", err
+	}
+	b, err := d.ssh(ctx, "n2", identity)
+	if err != nil {
+		return "", err
+	}
+	d.p.say("n1: %s\nn2: %s", strings.ReplaceAll(a, "\n", " · "), strings.ReplaceAll(b, "\n", " · "))
+	x, y := strings.Split(a, "\n"), strings.Split(b, "\n")
+	if len(x) != 3 || len(y) != 3 {
+		return "", errors.New("host name, machine-id or host key is missing")
+	}
+	for i, what := range []string{"host name", "machine-id", "host key"} {
+		if x[i] == y[i] {
+			return "", fmt.Errorf("both nodes have the %s %q", what, x[i])
+		}
+	}
+	for _, want := range []struct{ node, motd, page, port string }{
+		{"n1", "This is a web server.", "web", "80"}, {"n2", "This is a database server.", "db", "5432"},
+	} {
+		out, err := d.ssh(ctx, want.node, "cat /etc/motd; systemctl is-active hello; busybox wget -qO- http://127.0.0.1:"+want.port+"/")
+		if err != nil {
+			return "", err
+		}
+		d.p.say("%s: %s", want.node, strings.ReplaceAll(out, "\n", " · "))
+		if got := strings.Split(out, "\n"); len(got) != 3 || got[0] != want.motd || got[1] != "active" || got[2] != want.page {
+			return "", fmt.Errorf("%s: file and service are not those of its class: %q", want.node, out)
+		}
+	}
+	return "name, machine-id, host key, file and service", nil
+}
+
+func (d *demo) cycle(ctx context.Context) (string, error) {
+	before := map[string]string{}
+	for _, n := range []string{"n1", "n2"} {
+		var err error
+		if before[n], err = d.ssh(ctx, n, identity); err != nil {
+			return "", err
+		}
+		if _, err := d.ssh(ctx, n, "sync"); err != nil {
+			return "", err
+		}
+	}
+	start := time.Now()
+	for _, n := range []string{"n1", "n2"} {
+		if err := d.rack.Cycle(n); err != nil {
+			return "", err
+		}
+	}
+	took, err := d.logins(ctx, start, 8*time.Minute)
+	if err != nil {
+		return "", err
+	}
+	for _, n := range []string{"n1", "n2"} {
+		after, err := d.ssh(ctx, n, identity)
+		if err != nil {
+			return "", err
+		}
+		if after != before[n] {
+			return "", fmt.Errorf("%s was %q and is %q: it was installed again", n, before[n], after)
+		}
+	}
+	return took + ", not reinstalled", nil
+}
+
+// newRelease changes n1 in every way that an image can tell: content, mode,
+// owner, links, names added and removed.
+const newRelease = `set -e
+mkdir -p /opt/app/lib; echo 'release 2' > /opt/app/version; printf '#!/bin/sh\necho release 2\n' > /usr/local/bin/app; chmod 755 /usr/local/bin/app
+for i in $(seq 200); do echo "module $i of release 2" > /opt/app/lib/$i; done
+ln -sf ../opt/app/version /etc/app-version; ln /opt/app/lib/1 /opt/app/lib/same; chown 33:33 /opt/app/version; chmod 640 /opt/app/version
+rm -rf /usr/share/doc/busybox; echo 'release 2' > /srv/www/release; sync`
+
+func (d *demo) capture(ctx context.Context) (string, error) {
+	if _, err := d.ssh(ctx, "n1", newRelease); err != nil {
+		return "", err
+	}
+	return d.show(ctx, "image", "capture", "root@n1:/", "app:2")
+}
+
+// copyOf copies a node's whole root with rsync.
+func (d *demo) copyOf(ctx context.Context, node, dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	_, err := d.rsync(ctx, node, "-aHAXx", "@-1", "--numeric-ids", "--delete", "NODE:/", dir+"/")
+	return err
+}
+
+// rsync runs rsync with the node's root as NODE:/, volatile paths left out.
+func (d *demo) rsync(ctx context.Context, node string, args ...string) (string, error) {
+	ssh := filepath.Join(d.rack.Dir(), "ssh")
+	argv := sshCommand(d.site, d.self, node, nil)
+	script := "#!/bin/sh\nwhile [ $# -gt 0 ] && [ \"$1\" != rsync ]; do shift; done\nexec " + quoteAll(argv) + " \"$@\"\n"
+	if err := os.WriteFile(ssh, []byte(script), 0o700); err != nil {
+		return "", err
+	}
+	full := []string{"-e", ssh}
+	for _, x := range pattern.Volatile().Strings() {
+		full = append(full, "--exclude="+x)
+	}
+	for _, a := range args {
+		switch {
+		case a == "@-1":
+			a = "-@-1"
+		case strings.HasPrefix(a, "NODE:"):
+			a = "root@" + node + strings.TrimPrefix(a, "NODE")
+		}
+		full = append(full, a)
+	}
+	out, err := commandContext(ctx, "rsync", full...).CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("rsync of %s: %w: %s", node, err, out)
+	}
+	return strings.TrimSpace(string(out)), err
+}
+
+func quoteAll(argv []string) string {
+	out := make([]string, len(argv))
+	for i, a := range argv {
+		out[i] = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
+	}
+	return strings.Join(out, " ")
+}
+
+func (d *demo) before() string { return filepath.Join(d.rack.Dir(), "n2.before") }
+
+func (d *demo) push(ctx context.Context) (string, error) {
+	if _, err := d.ssh(ctx, "n2", "sync"); err != nil {
+		return "", err
+	}
+	if err := d.copyOf(ctx, "n2", d.before()); err != nil {
+		return "", err
+	}
+	plan, err := d.ingot(ctx, "push", "app:2", "n2", "--dry-run")
+	if err != nil {
+		return "", err
+	}
+	lines := strings.Split(plan, "\n")
+	d.p.say("%s\n... %s", strings.Join(lines[:min(8, len(lines))], "\n"), lines[len(lines)-1])
+	out, err := d.show(ctx, "push", "app:2", "n2")
+	if err != nil {
+		return "", err
+	}
+	got, err := d.ssh(ctx, "n2", "app; cat /etc/app-version; stat -c '%u:%g %a %h' /opt/app/version /opt/app/lib/same; cat /etc/motd; hostname; ls -d /usr/share/doc/busybox 2>/dev/null || true")
+	if err != nil {
+		return "", err
+	}
+	want := "release 2\nrelease 2\n33:33 640 1\n0:0 644 2\nThis is a database server.\nn2"
+	if got != want {
+		return "", fmt.Errorf("n2 shows %q, want %q", got, want)
+	}
+	return out, nil
+}
+
+func (d *demo) breakIt(ctx context.Context) (string, error) {
+	_, err := d.ssh(ctx, "n2", "rm -rf /opt/app/lib /usr/local/bin/app; echo broken > /opt/app/version; echo broken > /srv/www/release; chmod 000 /etc/app-version 2>/dev/null; rm -f /etc/app-version")
+	if err != nil {
+		return "", err
+	}
+	if out, err := d.ssh(ctx, "n2", "app"); err == nil {
+		return "", fmt.Errorf("the application still answers %q", out)
+	}
+	return "the application is gone", nil
+}
+
+func (d *demo) rollback(ctx context.Context) (string, error) {
+	out, err := d.show(ctx, "rollback", "n2", "--take", "/**")
+	if err != nil {
+		return "", err
+	}
+	if _, err := d.show(ctx, "node", "show", "n2"); err != nil {
+		return "", err
+	}
+	got, err := d.ssh(ctx, "n2", "systemctl is-active hello; busybox wget -qO- http://127.0.0.1:5432/")
+	if err == nil && got != "active\ndb" {
+		err = fmt.Errorf("the service says %q", got)
+	}
+	return out, err
+}
+
+func (d *demo) same(ctx context.Context) (string, error) {
+	judge := []string{"-aHAXnx", "@-1", "--numeric-ids", "--checksum", "--delete", "--itemize-changes"}
+	there, err := d.rsync(ctx, "n2", append(judge, "NODE:/", d.before()+"/")...)
+	if err != nil {
+		return "", err
+	}
+	back, err := d.rsync(ctx, "n2", append(judge, d.before()+"/", "NODE:/")...)
+	if err != nil {
+		return "", err
+	}
+	if there != "" || back != "" {
+		return "", fmt.Errorf("rsync finds differences:\n%s\n%s", there, back)
+	}
+	return "rsync --checksum finds no difference, in both directions", nil
+}

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"ingot/inventory"
+	"ingot/site"
+)
+
+func (p *program) nodeTimeline(c *cli.Context) error {
+	if err := wantArgs(c, 1, 1); err != nil {
+		return err
+	}
+	w, err := openWorld(c)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	nodes, err := selectNodes(w.Site, c.Args().First())
+	if err != nil {
+		return err
+	}
+	if len(nodes) != 1 {
+		return usagef("node timeline: %q names %d nodes, want one", c.Args().First(), len(nodes))
+	}
+	events, err := nodeEvents(c.Context, w, nodes[0], 0)
+	if err != nil {
+		return err
+	}
+	if !c.Bool("all") {
+		events = lastBoot(events)
+	}
+	if c.Bool("follow") {
+		return p.followTimeline(c, w, nodes[0], events)
+	}
+	if c.Bool("json") {
+		return p.printJSON(timelineView(events, time.Now()))
+	}
+	printEvents(p, events, time.Time{})
+	if text := verdict(events, time.Now()); text != "" {
+		fmt.Fprintf(p.Stdout, "\n%s\n", text)
+	}
+	return nil
+}
+
+func nodeEvents(ctx context.Context, w *world, n *site.Node, after int64) ([]inventory.Event, error) {
+	var macs []string
+	for _, nic := range n.NICs {
+		macs = append(macs, string(nic.MAC))
+	}
+	return w.state.Events(ctx, n.Name, macs, after, 0)
+}
+
+func (p *program) followTimeline(c *cli.Context, w *world, n *site.Node, events []inventory.Event) error {
+	var start time.Time
+	var last int64
+	for {
+		if len(events) > 0 {
+			if start.IsZero() {
+				start = events[0].Time
+			}
+			last = events[len(events)-1].ID
+			if c.Bool("json") {
+				for _, e := range events {
+					if err := json.NewEncoder(p.Stdout).Encode(viewEvent(e, start)); err != nil {
+						return err
+					}
+				}
+			} else {
+				printEvents(p, events, start)
+			}
+		}
+		select {
+		case <-c.Context.Done():
+			return nil
+		case <-time.After(500 * time.Millisecond):
+		}
+		var err error
+		if events, err = nodeEvents(c.Context, w, n, last); err != nil {
+			return err
+		}
+	}
+}
+
+// lastBoot cuts off what is over: it begins at the last arming, or after the
+// last login that was followed by anything.
+func lastBoot(events []inventory.Event) []inventory.Event {
+	start := 0
+	for i, e := range events {
+		switch {
+		case e.Stage == "armed":
+			start = i
+		case e.Stage == "login" && i+1 < len(events):
+			start = i + 1
+		}
+	}
+	return events[start:]
+}
+
+func printEvents(p *program, events []inventory.Event, start time.Time) {
+	for _, e := range events {
+		if start.IsZero() {
+			start = e.Time
+			fmt.Fprintf(p.Stdout, "from %s\n", start.Local().Format(time.DateTime))
+		}
+		fmt.Fprintf(p.Stdout, "%9.3f  %-10s %s\n", e.Time.Sub(start).Seconds(), e.Stage, e.Detail)
+	}
+}
+
+type eventView struct {
+	Time    time.Time `json:"time"`
+	Seconds float64   `json:"seconds"` // since the first event shown
+	MAC     string    `json:"mac,omitempty"`
+	Stage   string    `json:"stage"`
+	Detail  string    `json:"detail,omitempty"`
+}
+
+func viewEvent(e inventory.Event, start time.Time) eventView {
+	return eventView{e.Time, e.Time.Sub(start).Seconds(), e.MAC, e.Stage, e.Detail}
+}
+
+func timelineView(events []inventory.Event, now time.Time) map[string]any {
+	list := []eventView{}
+	for _, e := range events {
+		list = append(list, viewEvent(e, events[0].Time))
+	}
+	return map[string]any{"events": list, "verdict": verdict(events, now)}
+}
+
+// quiet is how long nothing happens before a boot is said to have stopped.
+const quiet = 90 * time.Second
+
+// verdict says, for a timeline that has stopped on its way, where and most
+// likely why; it is empty while things go on and when all went well.
+func verdict(events []inventory.Event, now time.Time) string {
+	if len(events) == 0 {
+		return "Nothing has been seen of this machine yet: is it switched on, and set to boot from the network?"
+	}
+	last := events[len(events)-1]
+	if last.Stage == "failed" {
+		return "Failed: " + last.Detail + ".\nThe log is in SITE/.ingot/logs; `ingot node set NODE --install` tries again."
+	}
+	cause, ok := causes()[last.Stage]
+	if !ok || now.Sub(last.Time) < quiet {
+		return ""
+	}
+	return fmt.Sprintf("Stopped at %q, %s ago. Likely: %s", last.Stage, now.Sub(last.Time).Round(time.Second), cause)
+}
+
+// causes are the likely reasons why nothing follows a step.
+func causes() map[string]string {
+	return map[string]string{
+		"armed":    "the machine is off, boots its disk first, or its network does not reach this server (VLAN, cable, another interface).",
+		"discover": "it was seen, but not answered; see the log of `ingot serve`.",
+		"offer":    "our offer does not reach it (spanning tree that is still learning: set PortFast; a relay without a way back), or another DHCP server was faster.",
+		"request":  "the lease could not be written; see the log of `ingot serve`.",
+		"ack":      "the firmware did not ask for a loader: TFTP (udp/69) or HTTP is blocked by a firewall between it and this server.",
+		"loading":  "the transfer of the loader broke off: packets of 1,468 bytes do not get through (tunnel, MTU), or the cable was pulled.",
+		"loader":   "the loader did not come up: it may not know this network card; try ipxe.efi instead of snponly.efi for its class.",
+		"script":   "the kernel was not fetched: the loader reached us once and then no more; look at the machine's console.",
+		"kernel":   "the initramfs was not fetched: the machine may be short of memory (1 GiB is enough), or the link broke.",
+		"initrd":   "the installer did not report: the kernel does not start, or lacks the driver of this network card (installer: modules: in ingot.yaml).",
+		"claim":    "the installer holds the profile and does not go on: look at its console.",
+		"task":     "the installer stopped in this task: power or network was lost. A power cycle tries again, three times at most.",
+		"disk":     "the system on the disk does not answer on SSH: look at its console; does it have a network configuration and sshd?",
+	}
+}

@@ -1,0 +1,179 @@
+package installer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Files of ingot's own in the new system.
+const (
+	grubDir   = "/boot/grub"
+	agentPath = "/.ingot/agent"
+)
+
+// platforms returns the firmwares that the layout can serve and the image has
+// GRUB for, so that a disk boots in either kind of machine where possible.
+func (r *Run) platforms() []grubPlatform {
+	var out []grubPlatform
+	if r.job.Loader == "none" {
+		return nil
+	}
+	if r.plan.Result.BIOSBoot {
+		out = append(out, grubBIOS())
+	}
+	if r.plan.Result.ESPDevice != "" {
+		out = append(out, grubUEFI())
+	}
+	return slices.DeleteFunc(out, func(p grubPlatform) bool {
+		_, ok := r.image.Lookup("usr/lib/grub/" + p.dir)
+		return !ok
+	})
+}
+
+// bootLoader puts the agent, grub.cfg and the core images into the tree. It
+// does not make the disk bootable yet: activate does.
+func (r *Run) bootLoader(ctx context.Context) error {
+	if err := r.installAgent(); err != nil {
+		return err
+	}
+	if r.job.Loader == "none" {
+		return nil
+	}
+	res := r.plan.Result
+	if res.RootUUID == "" {
+		return fmt.Errorf("the root file system on %s has no UUID to boot from", res.RootDevice)
+	}
+	conf := bootConfig{name: r.job.Node, rootUUID: res.RootUUID, bootSep: res.BootPart != "", args: r.job.KernelArgs}
+	if err := r.put(grubDir+"/grub.cfg", grubConfig(conf), 0o600); err != nil {
+		return err
+	}
+	fsUUID, dir := res.RootUUID, grubDir
+	if res.BootPart != "" {
+		dir = "/grub"
+		for _, p := range res.Partitions {
+			if p.Mount == "/boot" {
+				fsUUID = p.UUID
+			}
+		}
+	}
+	early := grubDir + "/early.cfg"
+	if err := r.put(early, grubEmbedded(fsUUID, dir), 0o600); err != nil {
+		return err
+	}
+	for _, p := range r.platforms() {
+		argv := grubMkimage(p, early, coreImage(p))
+		if out, err := r.chroot(ctx, argv...).CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w: %s", argv[0], err, strings.TrimSpace(string(out)))
+		}
+	}
+	return nil
+}
+
+func coreImage(p grubPlatform) string { return grubDir + "/core-" + p.dir + ".img" }
+
+// installAgent copies the running program, which is the agent, to where the
+// boot loader's init= and later pushes find it.
+func (r *Run) installAgent() error {
+	if err := r.mkdir(filepath.Dir(agentPath), 0o700); err != nil {
+		return err
+	}
+	src, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	dst, err := os.OpenFile(filepath.Join(Target, agentPath), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o700)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(dst, src)
+	return errors.Join(err, dst.Close())
+}
+
+// chroot returns a command that runs in the new system.
+func (r *Run) chroot(ctx context.Context, argv ...string) *exec.Cmd {
+	c := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	c.Path = argv[0]
+	c.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "HOME=/root", "DEBIAN_FRONTEND=noninteractive"}
+	c.Dir = "/"
+	c.SysProcAttr = &unix.SysProcAttr{Chroot: Target}
+	c.Err = nil // the path is looked up in the new root, not in ours
+	if !strings.Contains(argv[0], "/") {
+		for _, dir := range []string{"/usr/sbin/", "/usr/bin/", "/sbin/", "/bin/"} {
+			if _, err := os.Stat(filepath.Join(Target, dir, argv[0])); err == nil {
+				c.Path = dir + argv[0]
+				break
+			}
+		}
+	}
+	return c
+}
+
+// activate makes the disk bootable, under BIOS and UEFI as far as the layout
+// and the image allow: the last writes of an installation.
+func (r *Run) activate() error {
+	for _, p := range r.platforms() {
+		core, err := os.ReadFile(filepath.Join(Target, coreImage(p)))
+		if err != nil {
+			return err
+		}
+		if p.dir == grubUEFI().dir {
+			err = r.activateUEFI(core)
+		} else {
+			err = r.activateBIOS(core)
+		}
+		if err != nil {
+			return fmt.Errorf("install GRUB for %s: %w", p.dir, err)
+		}
+	}
+	return nil
+}
+
+// activateUEFI writes the path that firmware looks for when no boot entry
+// names another (UEFI 2.10, 3.5.1.1) and that ingot's boot script chains to.
+func (r *Run) activateUEFI(core []byte) error {
+	for _, m := range r.plan.Result.Mounts {
+		if m.Device == r.plan.Result.ESPDevice {
+			return r.put(filepath.Join(m.Path, "EFI/BOOT/BOOTX64.EFI"), string(core), 0o700)
+		}
+	}
+	return fmt.Errorf("the EFI system partition %s is not mounted", r.plan.Result.ESPDevice)
+}
+
+func (r *Run) activateBIOS(core []byte) error {
+	boot, err := os.ReadFile(filepath.Join(Target, "usr/lib/grub", grubBIOS().dir, "boot.img"))
+	if err != nil {
+		return err
+	}
+	device := r.plan.Result.BootDevice
+	var start, size int64
+	for _, p := range r.plan.Result.Partitions {
+		if p.Disk == device && strings.EqualFold(p.Type, biosBootGUID) {
+			start, size = int64(p.Start), int64(p.Size)
+		}
+	}
+	if size == 0 { // msdos: the gap between the boot sector and the first partition
+		start, size = sector, 1<<20-sector
+	}
+	f, err := os.OpenFile(device, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	mbr := make([]byte, sector)
+	if _, err := io.ReadFull(f, mbr); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	return errors.Join(grubEmbed(f, mbr, boot, core, start, size), f.Sync(), f.Close())
+}
+
+// biosBootGUID is the type of a BIOS boot partition (GNU GRUB manual, "BIOS installation").
+const biosBootGUID = "21686148-6449-6E6F-744E-656564454649"

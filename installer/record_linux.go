@@ -1,0 +1,134 @@
+package installer
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"ingot/imager/tree"
+	"ingot/internal/entry"
+	"ingot/internal/manifest"
+	"ingot/internal/pattern"
+	"ingot/rollback"
+)
+
+// scripts runs scripts/CLASS/NN-* of the config space in the new system, in
+// the order of the classes. They see FAI's variables as a softupdate would:
+// the root is /, so $target is / and $ROOTCMD is empty.
+func (r *Run) scripts(ctx context.Context) error {
+	const dir = "/.ingot/scripts"
+	if len(r.job.Scripts) == 0 {
+		return nil
+	}
+	defer os.RemoveAll(filepath.Join(Target, dir))
+	for _, s := range r.job.Scripts {
+		if err := r.put(filepath.Join(dir, s.Class, filepath.Base(s.Name)), string(s.Content), 0o700); err != nil {
+			return err
+		}
+	}
+	env := r.scriptEnv()
+	for i, s := range r.job.Scripts {
+		r.progress(func(p *Progress) { p.Detail, p.Done, p.Total = s.Name, int64(i), int64(len(r.job.Scripts)) })
+		start := time.Now()
+		path := filepath.Join(dir, s.Class, filepath.Base(s.Name))
+		c := r.chroot(ctx, path)
+		c.Dir = filepath.Dir(path)
+		c.Env = append(c.Env, env...)
+		out, err := c.CombinedOutput()
+		r.log.Info("script", "name", s.Name, "seconds", fmt.Sprintf("%.1f", time.Since(start).Seconds()), "output", strings.TrimSpace(string(out)))
+		if err != nil {
+			return fmt.Errorf("%s: %w: %s", s.Name, err, lastLines(string(out), 5))
+		}
+	}
+	return nil
+}
+
+func (r *Run) scriptEnv() []string {
+	env := []string{
+		"FAI_ACTION=install", "FAI_ROOT=/", "target=/", "AINSL_TARGET=/", "ROOTCMD=", "LOGDIR=/tmp",
+		"HOSTNAME=" + r.job.HostName, "classes=" + strings.Join(r.job.Classes, " "),
+		"BOOT_DEVICE=" + r.plan.Result.BootDevice, "ROOT_PARTITION=" + r.plan.Result.RootKey, "ESP_DEVICE=" + r.plan.Result.ESPDevice,
+	}
+	for k, v := range r.job.Vars {
+		env = append(env, k+"="+v)
+	}
+	return env
+}
+
+func lastLines(s string, n int) string {
+	lines := strings.Split(strings.TrimSpace(s), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "; ")
+}
+
+// cache knows the content of the files that this installation wrote itself.
+type cache struct{ r *Run }
+
+// Lookup implements tree.Cache: a file whose inode is as the writer left it
+// holds the chunks of the manifest.
+func (c cache) Lookup(path string, st entry.Stat) ([]entry.Extent, []entry.Chunk, bool) {
+	w, ok := c.r.written[path]
+	if !ok || w.stat != st {
+		return nil, nil, false
+	}
+	e, ok := c.r.target.Lookup(path)
+	if !ok || e.Type != entry.File {
+		return nil, nil, false
+	}
+	return e.Holes, e.Chunks, true
+}
+
+// record takes down the tree as it is now: generation 1, the base of drift and
+// of the three-way comparison. What differs from image and overlay, outside of
+// node-owned and volatile paths, was made by this installation: derived.
+func (r *Run) record(ctx context.Context) error {
+	volatile := pattern.Volatile()
+	var mu sync.Mutex
+	stats := map[string]entry.Stat{}
+	done, seen, err := tree.Capture(ctx, Target, tree.CaptureOptions{
+		Exclude:       func(path string, _ bool) bool { return volatile.Match(path) },
+		Cache:         cache{r},
+		OneFileSystem: true,
+		Captured: func(path string, st entry.Stat, _ *entry.Entry) {
+			mu.Lock()
+			defer mu.Unlock()
+			stats[path] = st
+		},
+		Log: r.log,
+	})
+	if err != nil {
+		return err
+	}
+	r.log.Info("recorded", "entries", seen.Entries, "files", seen.Files, "read again", seen.Files-seen.Cached)
+	node, err := rollback.Open(Target, r.log)
+	if err != nil {
+		return err
+	}
+	defer node.Close()
+	owned := pattern.NodeOwned()
+	var derived []rollback.Path
+	for _, c := range manifest.Diff(r.target, done) {
+		if !volatile.Match(c.Path) && !owned.Match(c.Path) && !timeOnly(c) {
+			derived = append(derived, rollback.Path(c.Path))
+		}
+	}
+	r.ending.Overlay, r.ending.Manifest, r.ending.Classes = r.overlay.ID().String(), done.ID().String(), r.job.Classes
+	return node.Record(ctx, rollback.Generation{
+		Number: 1, Image: r.job.Ref, ImageID: r.job.Image, Overlay: r.overlay.ID(), Mode: "live",
+		When: time.Now(), By: r.job.By, Result: "installed", Derived: derived,
+	}, done, stats)
+}
+
+// timeOnly says that a directory differs in its time alone: something in it
+// was changed, and that has an entry of its own.
+func timeOnly(c manifest.Change) bool {
+	if c.A == nil || c.B == nil || c.A.Type != entry.Dir || c.B.Type != entry.Dir {
+		return false
+	}
+	a, b := *c.A, *c.B
+	a.ModTime, b.ModTime = 0, 0
+	return entry.SameMeta(&a, &b)
+}

@@ -1,0 +1,229 @@
+package installer
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"ingot/classes/disks"
+	"ingot/imager/store"
+	"ingot/internal/entry"
+	"ingot/internal/manifest"
+)
+
+// Target is where the new system is mounted while it is installed.
+const Target = "/target"
+
+// Run is one installation.
+type Run struct {
+	// config
+	Client  *Client
+	Boot    Boot
+	Console io.Writer // what people at the machine see
+	Facts   map[string]string
+
+	// state
+	log     *slog.Logger
+	text    *tail // everything that was logged, for the report
+	job     Job
+	image   *manifest.Manifest // of the image
+	overlay *manifest.Manifest
+	target  *manifest.Manifest // image and overlay: what is written
+	index   *store.Index
+	plan    *disks.Plan
+	written map[string]written
+	mounted []string
+	mu      sync.Mutex
+	now     Progress
+	times   []TaskTime
+	ending  Ending
+}
+
+// written is what the writer knows of a file: its chunks are those of the manifest.
+type written struct{ stat entry.Stat }
+
+// tail keeps the last bytes that were written to it.
+type tail struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+const tailMax = 4 << 20
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.buf.Write(p)
+	if over := t.buf.Len() - tailMax; over > 0 {
+		t.buf.Next(over)
+	}
+	return len(p), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.buf.String()
+}
+
+// NewLog returns a logger for people at the console that also keeps the text.
+func (r *Run) NewLog() *slog.Logger {
+	r.text = &tail{}
+	r.log = slog.New(slog.NewTextHandler(io.MultiWriter(r.Console, r.text), &slog.HandlerOptions{
+		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey {
+				a.Value = slog.StringValue(a.Value.Time().Format("15:04:05.000"))
+			}
+			return a
+		}}))
+	return r.log
+}
+
+// Install runs all tasks. When it returns nil the machine may be rebooted;
+// else the disk does not boot, or is as it was when nothing had been written,
+// and the error says why. Either ending has been reported when it returns,
+// unless the report failed too, which the error then says.
+func (r *Run) Install(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go r.report(ctx)
+	err := r.tasks(ctx)
+	r.ending.Tasks = r.times
+	if err != nil {
+		r.ending.Reason = err.Error()
+		r.log.Error("the installation failed", "reason", err.Error())
+		err = errors.Join(err, r.keepLog())
+	}
+	r.ending.Log = r.text.String()
+	if e := r.Client.End(context.WithoutCancel(ctx), r.ending); e != nil {
+		err = errors.Join(err, e)
+	}
+	return errors.Join(err, r.unmount())
+}
+
+func (r *Run) tasks(ctx context.Context) error {
+	for _, t := range []struct {
+		name    string
+		writing bool
+		fn      func(context.Context) error
+	}{
+		{"claim the profile", false, r.claim},
+		{"check", false, r.check},
+		{"partition", true, r.partition},
+		{"write the image", true, r.write},
+		{"configure", true, r.configure},
+		{"scripts", true, r.scripts},
+		{"boot loader", true, r.bootLoader},
+		{"record", true, r.record},
+		{"finish", true, r.finish},
+	} {
+		start := time.Now()
+		r.progress(func(p *Progress) { *p = Progress{Task: t.name, Writing: t.writing} })
+		r.log.Info("task: " + t.name)
+		if err := t.fn(ctx); err != nil {
+			return fmt.Errorf("%s: %w", t.name, err)
+		}
+		r.times = append(r.times, TaskTime{t.name, time.Since(start).Seconds()})
+	}
+	return nil
+}
+
+func (r *Run) claim(ctx context.Context) (err error) {
+	r.job, err = r.Client.Claim(ctx, Claim{Node: r.Boot.Node, Nonce: r.Boot.Nonce, Client: randomHex(16), Facts: r.Facts})
+	if err == nil {
+		r.log.Info("profile", "node", r.job.Node, "image", r.job.Ref, "classes", strings.Join(r.job.Classes, " "), "attempt", r.job.Attempt)
+	}
+	return err
+}
+
+// PowerOff says that the profile wants the machine off when it is installed.
+func (r *Run) PowerOff() bool { return r.job.Finish == "poweroff" }
+
+// progress changes what is reported next.
+func (r *Run) progress(fn func(*Progress)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	fn(&r.now)
+}
+
+// report tells the server each second how far the installation is, and the
+// console every few seconds, until ctx ends. A report that fails is no
+// failure of the installation.
+func (r *Run) report(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	var last Progress
+	var rate meter
+	for n := 0; ; n++ {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		r.mu.Lock()
+		p := r.now
+		r.mu.Unlock()
+		if p == last || p.Task == "claim the profile" {
+			continue
+		}
+		if p.Task != last.Task {
+			rate = meter{}
+		}
+		last = p
+		rate.add(time.Now(), p.Done)
+		if p.Total > 0 && n%3 == 0 {
+			fmt.Fprintf(r.Console, "%s: %s\n", p.Task, rate.line(p.Done, p.Total))
+		}
+		if err := r.Client.Report(ctx, p); err != nil && ctx.Err() == nil {
+			r.log.Warn("report", "err", err)
+		}
+	}
+}
+
+// keepLog leaves the log on the new file system, if there is one, for whoever
+// takes the disk out of a machine whose network failed.
+func (r *Run) keepLog() error {
+	if len(r.mounted) == 0 {
+		return nil
+	}
+	dir := filepath.Join(Target, "var/log/ingot")
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "install.log"), []byte(r.text.String()), 0o640)
+}
+
+// meter measures a rate over the last seconds.
+type meter struct {
+	at   []time.Time
+	done []int64
+}
+
+const meterWindow = 5
+
+func (m *meter) add(t time.Time, done int64) {
+	m.at, m.done = append(m.at, t), append(m.done, done)
+	if len(m.at) > meterWindow {
+		m.at, m.done = m.at[1:], m.done[1:]
+	}
+}
+
+// line renders `310 of 735 MB, 42%, 45 MB/s, 9 s left`.
+func (m *meter) line(done, total int64) string {
+	s := fmt.Sprintf("%d of %d MB, %d%%", done/1e6, total/1e6, 100*done/max(total, 1))
+	n := len(m.at) - 1
+	if n < 1 || m.done[n] <= m.done[0] {
+		return s
+	}
+	perSecond := float64(m.done[n]-m.done[0]) / m.at[n].Sub(m.at[0]).Seconds()
+	left := time.Duration(float64(total-done) / perSecond * float64(time.Second))
+	return fmt.Sprintf("%s, %.0f MB/s, %s left", s, perSecond/1e6, left.Round(time.Second))
+}
