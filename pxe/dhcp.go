@@ -50,7 +50,7 @@ type dhcpConn struct {
 	ifi  *net.Interface
 	port int
 	pc   *ipv4.PacketConn
-	raw  *Raw // to send frames
+	raw  *Raw // to send frames, and to see what other servers send
 }
 
 type packet struct {
@@ -75,15 +75,18 @@ func (s *DHCP) Serve(ctx context.Context) error {
 	for _, c := range s.conns {
 		readers.Go(func() { s.read(ctx, c) })
 	}
-	for _, ifi := range s.interfaces() {
-		readers.Go(func() { s.watch(ctx, ifi) })
+	for _, c := range s.conns {
+		if c.port == 67 {
+			readers.Go(func() { s.watch(ctx, c.raw) })
+		}
 	}
 	if s.Ready != nil {
 		s.Ready()
 	}
 	<-ctx.Done()
 	for _, c := range s.conns {
-		c.pc.SetReadDeadline(time.Now()) // wakes the reader; the port stays open for the last answers
+		c.pc.SetReadDeadline(time.Now()) // wakes the readers; the port stays open for the last answers
+		c.raw.SetDeadline(time.Now())
 	}
 	readers.Wait()
 	for _, q := range s.queues {
@@ -114,7 +117,7 @@ func (s *DHCP) listen(ctx context.Context, ifi *net.Interface) error {
 	if slices.ContainsFunc(s.conns, func(c *dhcpConn) bool { return c.ifi.Index == ifi.Index }) {
 		return nil // a second network on it
 	}
-	raw, err := OpenRaw(ifi, nil)
+	raw, err := OpenRaw(ifi, UDPTo(68))
 	if err != nil {
 		return err
 	}
@@ -132,15 +135,6 @@ func (s *DHCP) listen(ctx context.Context, ifi *net.Interface) error {
 		}
 	}
 	return nil
-}
-
-func (s *DHCP) interfaces() (out []*net.Interface) {
-	for _, c := range s.conns {
-		if c.port == 67 {
-			out = append(out, c.ifi)
-		}
-	}
-	return out
 }
 
 func (s *DHCP) close() {

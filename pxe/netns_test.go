@@ -79,6 +79,22 @@ func veth(t *testing.T, srv, cli, address string) {
 	addAddr(t, srv, address)
 	up(t, srv)
 	up(t, cli)
+	running(t, srv)
+	running(t, cli)
+}
+
+// running waits until the kernel has noticed the carrier, up to a second later: until then it drops what is sent.
+func running(t *testing.T, name string) {
+	t.Helper()
+	for range 500 {
+		l, err := netlink.LinkByName(name)
+		check(t, err)
+		if l.Attrs().OperState == netlink.OperUp {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("%s has no carrier", name)
 }
 
 func up(t *testing.T, name string) {
@@ -113,6 +129,12 @@ func newPeer(t *testing.T, iface string) peer {
 	p := peer{cmd.Process.Pid}
 	p.must(t, "ip", "link", "set", "lo", "up")
 	p.must(t, "ip", "link", "set", iface, "up")
+	for range 500 {
+		if strings.Contains(p.must(t, "ip", "link", "show", "dev", iface), "state UP") {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 	return p
 }
 

@@ -27,7 +27,7 @@ type PoolConfig struct {
 	Store        LeaseStore
 	Reservations Reservations // nil: none
 	// Probe asks whether a machine other than mac uses ip; nil: nobody is asked. It has 200 ms and is called only for pool
-	// addresses that the client did not have before.
+	// addresses that the client did not have before. Prober.Probe asks by ARP.
 	Probe func(ctx context.Context, iface string, ip netip.Addr, mac net.HardwareAddr) bool
 	Now   func() time.Time // nil: time.Now
 	Log   *slog.Logger
@@ -96,7 +96,14 @@ func (p *Pool) Offer(ctx context.Context, q LeaseQuery) (Lease, error) {
 func (p *Pool) answers(ctx context.Context, l Lease) bool {
 	ctx, cancel := context.WithTimeout(ctx, probeBudget)
 	defer cancel()
-	return p.cfg.Probe(ctx, l.Iface, l.IP, l.MAC)
+	said := make(chan bool, 1)
+	go func() { said <- p.cfg.Probe(ctx, l.Iface, l.IP, l.MAC) }()
+	select {
+	case used := <-said:
+		return used
+	case <-ctx.Done(): // also when opening a socket takes long: the OFFER does not wait
+		return false
+	}
 }
 
 // hold picks under the lock and marks the address as offered. fresh says that another client may be on it.

@@ -1,11 +1,9 @@
 package pxe
 
 import (
-	"context"
 	"encoding/binary"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"syscall"
 	"time"
@@ -160,35 +158,3 @@ func (r *Raw) SetDeadline(t time.Time) error { return r.file.SetReadDeadline(t) 
 func (r *Raw) Close() error { return r.file.Close() }
 
 func htons(n uint16) uint16 { return n<<8 | n>>8 }
-
-// ARPProbe asks the wire whether a machine other than mac uses ip, until ctx ends. It is PoolConfig's Probe. When it cannot
-// ask it says no: an address that nobody could check is better than no boot.
-func ARPProbe(ctx context.Context, iface string, ip netip.Addr, mac net.HardwareAddr) bool {
-	ifi, err := net.InterfaceByName(iface)
-	if err != nil {
-		return false
-	}
-	raw, err := OpenRaw(ifi, arpOnly())
-	if err != nil {
-		return false
-	}
-	defer raw.Close()
-	if deadline, ok := ctx.Deadline(); ok {
-		raw.SetDeadline(deadline)
-	}
-	stop := context.AfterFunc(ctx, func() { raw.Close() })
-	defer stop()
-	if raw.Send(arpProbe(ifi.HardwareAddr, ip)) != nil {
-		return false
-	}
-	buf := make([]byte, 128)
-	for {
-		n, err := raw.Recv(buf)
-		if err != nil {
-			return false
-		}
-		if who, what, ok := arpSender(buf[:n]); ok && what == ip && macKey(who) != macKey(mac) {
-			return true
-		}
-	}
-}

@@ -141,14 +141,7 @@ func readOffer(frame []byte, iface string) (Rogue, *dhcpv4.DHCPv4, bool) {
 }
 
 // watch looks at the answers that others send: their OFFERs and ACKs pass by when they are broadcast.
-func (s *DHCP) watch(ctx context.Context, ifi *net.Interface) {
-	raw, err := OpenRaw(ifi, UDPTo(68))
-	if err != nil {
-		s.log.Warn("cannot watch for other DHCP servers", "iface", ifi.Name, slogx.Err, err)
-		return
-	}
-	defer raw.Close()
-	defer context.AfterFunc(ctx, func() { raw.SetDeadline(time.Now()) })()
+func (s *DHCP) watch(ctx context.Context, raw *Raw) {
 	buf := make([]byte, 1<<16)
 	for ctx.Err() == nil {
 		n, err := raw.Recv(buf)
@@ -156,7 +149,7 @@ func (s *DHCP) watch(ctx context.Context, ifi *net.Interface) {
 			sleep(ctx, time.Second)
 			continue
 		}
-		if r, pkt, ok := readOffer(buf[:n], ifi.Name); ok && !s.ours(r.IP) {
+		if r, pkt, ok := readOffer(buf[:n], raw.Iface.Name); ok && !s.ours(r.IP) {
 			s.foreign(ctx, r, pkt.ClientHWAddr)
 		}
 	}

@@ -150,7 +150,7 @@ func TestServeBootsEveryMood(t *testing.T) {
 		})
 	}
 	for _, stage := range []string{pxe.EventDiscover, pxe.EventOffer, pxe.EventRequest, pxe.EventAck} {
-		if n := len(s.events.Of(stage)); n != 16 {
+		if n := len(s.events.Wait(stage, 16)); n != 16 {
 			t.Errorf("%d events %q, want 16", n, stage)
 		}
 	}
@@ -205,7 +205,7 @@ func TestServeLeaseLife(t *testing.T) {
 	if again.IP == b.IP {
 		t.Errorf("declined address %s was given again", b.IP)
 	}
-	if len(s.events.Of(pxe.EventDecline)) != 1 {
+	if len(s.events.Wait(pxe.EventDecline, 1)) != 1 {
 		t.Error("no decline event")
 	}
 
@@ -220,7 +220,7 @@ func TestServeLeaseLife(t *testing.T) {
 	if a, err := ask(chosen); !errors.Is(err, pxetest.ErrNoAnswer) {
 		t.Errorf("answered %v to a request for another server", a)
 	}
-	if r := s.events.Of(pxe.EventRogue); len(r) != 1 || !strings.Contains(r[0].Detail, "10.77.0.66") {
+	if r := s.events.Wait(pxe.EventRogue, 1); len(r) != 1 || !strings.Contains(r[0].Detail, "10.77.0.66") {
 		t.Errorf("rogue events: %v", r)
 	}
 
@@ -293,7 +293,7 @@ func TestServeLoop(t *testing.T) {
 	if fmt.Sprint(files) != want {
 		t.Errorf("loaders of a machine that never reaches iPXE: %q, want %s", files, want)
 	}
-	if len(s.events.Of(pxe.EventLoop)) == 0 {
+	if len(s.events.Wait(pxe.EventLoop, 1)) == 0 {
 		t.Error("no loop event")
 	}
 	rom.Kind, rom.Arch = pxetest.IPXE, 7
@@ -417,7 +417,7 @@ func TestProbeNamesDnsmasq(t *testing.T) {
 	start(t, s.dhcp.Serve, &s.dhcp.Ready)
 	_, err = pxe.Probe(t.Context(), "srv0")
 	check(t, err)
-	r := s.events.Of(pxe.EventRogue)
+	r := s.events.Wait(pxe.EventRogue, 1)
 	if len(r) != 1 || !strings.Contains(r[0].Detail, "10.77.0.66") || !strings.Contains(r[0].Detail, found[0].MAC.String()) {
 		t.Errorf("rogue events: %v", r)
 	}
@@ -429,26 +429,30 @@ func TestJudgeUdhcpc(t *testing.T) {
 	}
 	needs(t, "busybox")
 	veth(t, "srv0", "cli0", "10.77.0.1/24")
+	arp := &pxe.Prober{}
+	defer arp.Close()
 	s := newSite(t, func(d *pxe.DHCP, c *pxe.PoolConfig) {
 		d.Decider = always(pxe.Answer{Known: true, Name: "n07", HostName: "n07"})
-		c.Probe = pxe.ARPProbe
+		c.Probe = arp.Probe
 	})
 	start(t, s.dhcp.Serve, &s.dhcp.Ready)
 	p := newPeer(t, "cli0")
-	hook := filepath.Join(t.TempDir(), "hook")
-	check(t, os.WriteFile(hook, []byte("#!/bin/sh\necho \"$1 $ip/$mask via $router dns $dns name $hostname lease $lease domain $domain\"\n[ $1 = bound ] && busybox ip addr add $ip/$mask dev $interface\nexit 0\n"), 0o755))
-	// SIGUSR2 releases; -q -R would quit before there is anything to release.
-	out := p.must(t, "sh", "-c", "busybox udhcpc -i cli0 -s "+hook+" -f -n & p=$!; sleep 1; kill -USR2 $p; sleep 0.2; kill $p; wait")
+	dir := t.TempDir()
+	check(t, os.WriteFile(filepath.Join(dir, "hook"), []byte(`#!/bin/sh
+echo "$1 $ip/$mask via $router dns $dns name $hostname lease $lease domain $domain"
+[ $1 = bound ] && busybox ip addr add $ip/$mask dev $interface && touch $0.bound
+exit 0
+`), 0o755))
+	check(t, os.WriteFile(filepath.Join(dir, "run"), []byte(`busybox udhcpc -i cli0 -s $1/hook -f -n & p=$!
+until [ -e $1/hook.bound ]; do sleep 0.05; done
+kill -USR2 $p # releases; -q -R would quit before there is anything to release
+sleep 0.3; kill $p; wait
+`), 0o755))
+	out := p.must(t, "sh", filepath.Join(dir, "run"), dir)
 	if !strings.Contains(out, "bound 10.77.0.1") || !strings.Contains(out, "/24 via 10.77.0.1 dns 10.77.0.1 name n07 lease 43200 domain example.org") {
 		t.Errorf("udhcpc says:\n%s", out)
 	}
-	for range 50 { // nobody answers a RELEASE: it may still be on its way
-		if len(s.events.Of(pxe.EventRelease)) > 0 {
-			break
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	if len(s.events.Of(pxe.EventRelease)) != 1 {
+	if len(s.events.Wait(pxe.EventRelease, 1)) != 1 {
 		t.Errorf("udhcpc released, but there is no event: %v", s.events.Of(""))
 	}
 
@@ -518,7 +522,7 @@ func TestJudgeTFTP(t *testing.T) {
 	if out, err := p.run(t, "curl", "-sS", "-T", os.Args[0], "tftp://10.77.0.1/new"); err == nil {
 		t.Errorf("a write was taken: %s", out)
 	}
-	if n := len(events.Of(pxe.EventLoader)); n != 10 {
+	if n := len(events.Wait(pxe.EventLoader, 10)); n != 10 {
 		t.Errorf("%d loader events, want 10: %v", n, events.Of(""))
 	}
 

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"ingot/pxe"
 )
@@ -121,4 +122,12 @@ func (e *Events) Of(stage string) (out []pxe.Event) {
 		}
 	}
 	return out
+}
+
+// Wait returns the events of a stage once there are n, or what there is after two seconds: an event may follow its packet.
+func (e *Events) Wait(stage string, n int) []pxe.Event {
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end) && len(e.Of(stage)) < n; {
+		time.Sleep(5 * time.Millisecond)
+	}
+	return e.Of(stage)
 }
