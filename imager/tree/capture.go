@@ -214,6 +214,7 @@ type batch struct {
 	from   []*job
 	bytes  int
 	asked  map[digest.ID]struct{} // by earlier batches: the sink has these
+	reader *reader                // for files of the cache that have to be read after all
 }
 
 func (b *batch) add(ctx context.Context, j *job, p piece) error {
@@ -275,9 +276,11 @@ func (b *batch) put(ctx context.Context, i int, need map[digest.ID]struct{}) err
 	if p.data != nil {
 		return send(p.id, p.data)
 	}
-	r := &reader{c: b.c, chunker: chunk.New()}
+	if b.reader == nil {
+		b.reader = &reader{c: b.c, chunker: chunk.New()}
+	}
 	n := b.from[i].n
-	return r.retrying(ctx, n, func(id digest.ID, data []byte) error {
+	return b.reader.retrying(ctx, n, func(id digest.ID, data []byte) error {
 		if _, ok := need[id]; ok {
 			return send(id, data)
 		}

@@ -171,7 +171,11 @@ func settled(ctx context.Context, fd int) (entry.Stat, error) {
 	case <-ctx.Done():
 		return st, ctx.Err()
 	}
-	return stateOf(fd)
+	again, err := stateOf(fd)
+	if err == nil && again != st {
+		err = ErrChanged
+	}
+	return again, err
 }
 
 func stateOf(fd int) (entry.Stat, error) {

@@ -375,7 +375,7 @@ type busy struct {
 func (b *busy) Missing(_ context.Context, ids []digest.ID) ([]digest.ID, error) {
 	if b.f != nil {
 		b.n++
-		if _, err := b.f.WriteAt([]byte{byte(b.n)}, 11<<20); err != nil {
+		if _, err := b.f.WriteAt(noise(uint64(b.n), 12<<20), 0); err != nil {
 			return nil, err
 		}
 	}
