@@ -58,15 +58,22 @@ func (p *program) check(c *cli.Context) error {
 		return err
 	}
 	dir := siteDir(c)
-	if err := gather(space(dir).Lint()); err != nil {
+	notes, err := space(dir).Lint()
+	if err := gather(err); err != nil {
 		return err
 	}
 	if s != nil {
+		if err := gather(templateSet(s).Lint()); err != nil {
+			return err
+		}
 		for _, n := range s.Nodes {
 			if _, err := resolveProfile(s, n); gather(err) != nil {
 				return err
 			}
 		}
+	}
+	for _, n := range notes.Sorted() {
+		p.say("note: %s", n)
 	}
 	all = all.Sorted()
 	if c.Bool("json") {
