@@ -60,13 +60,16 @@ type packet struct {
 }
 
 // Serve binds every port, then answers until ctx ends, then finishes the packets that it has. It fails at once when an
-// interface is missing, down or without its address, or when a port is taken (*BusyError).
+// interface is missing, down or without its address, or when a port is taken (*BusyError), and later when an interface is
+// removed: a socket stays bound to the one that is gone, so the caller must serve anew.
 func (s *DHCP) Serve(ctx context.Context) error {
 	s.log = slogx.Or(s.Log)
 	defer s.close()
 	if err := s.bind(ctx); err != nil {
 		return fmt.Errorf("serve DHCP: %w", err)
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	var done, readers sync.WaitGroup
 	for i := range s.queues {
 		s.queues[i] = make(chan packet, queueDepth)
@@ -83,7 +86,8 @@ func (s *DHCP) Serve(ctx context.Context) error {
 	if s.Ready != nil {
 		s.Ready()
 	}
-	<-ctx.Done()
+	err := s.stand(ctx)
+	cancel()
 	for _, c := range s.conns {
 		c.pc.SetReadDeadline(time.Now()) // wakes the readers; the port stays open for the last answers
 		c.raw.SetDeadline(time.Now())
@@ -93,6 +97,18 @@ func (s *DHCP) Serve(ctx context.Context) error {
 		close(q)
 	}
 	done.Wait()
+	return err
+}
+
+// stand waits for the end of ctx, or of an interface.
+func (s *DHCP) stand(ctx context.Context) error {
+	for sleep(ctx, 5*time.Second); ctx.Err() == nil; sleep(ctx, 5*time.Second) {
+		for _, c := range s.conns {
+			if now, err := net.InterfaceByName(c.ifi.Name); err != nil || now.Index != c.ifi.Index {
+				return fmt.Errorf("serve DHCP: interface %q was removed", c.ifi.Name)
+			}
+		}
+	}
 	return nil
 }
 
@@ -154,7 +170,7 @@ func (s *DHCP) read(ctx context.Context, c *dhcpConn) {
 		if err != nil {
 			if ctx.Err() == nil {
 				s.log.Warn("receive DHCP", "iface", c.ifi.Name, slogx.Err, err)
-				sleep(ctx, 100*time.Millisecond)
+				sleep(ctx, time.Second)
 			}
 			continue
 		}

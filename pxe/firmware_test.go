@@ -186,8 +186,8 @@ func (r *rack) boot(t *testing.T, args []string, wait time.Duration) string {
 	r.mu.Unlock()
 	check(t, cmd.Start())
 	gone := make(chan error, 1)
-	go func() { gone <- cmd.Wait() }()
-	defer cmd.Process.Kill()
+	go func() { gone <- cmd.Wait(); close(gone) }()
+	defer func() { cmd.Process.Kill(); <-gone }() // the next machine needs the tap
 	select {
 	case said := <-r.done:
 		return said

@@ -72,8 +72,10 @@ func (x *exchange) forUs(ctx context.Context) bool {
 	if !id.IsValid() || x.ours(id) {
 		return true
 	}
-	if x.req.MessageType == dhcpv4.MessageTypeRequest && !x.nets[0].Proxy {
-		x.event(ctx, EventIgnored, x.req.RequestedIP, "the client chose the server "+id.String())
+	if x.req.MessageType == dhcpv4.MessageTypeRequest {
+		if !x.nets[0].Proxy {
+			x.event(ctx, EventIgnored, x.req.RequestedIP, "the client chose the server "+id.String())
+		}
 		x.foreign(ctx, Rogue{Iface: x.req.Rx.Iface, IP: id, Offered: x.req.RequestedIP}, x.req.MAC)
 	}
 	return false

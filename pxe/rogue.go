@@ -155,9 +155,10 @@ func (s *DHCP) watch(ctx context.Context, raw *Raw) {
 	}
 }
 
-// foreign reports a foreign server: once in ten minutes for each.
+// foreign reports a foreign server: once in ten minutes for each. Beside a proxy there is one, and should be.
 func (s *DHCP) foreign(ctx context.Context, r Rogue, client net.HardwareAddr) {
-	if slices.Contains(s.Peers, r.IP) || !s.rogues.news(r, time.Now()) {
+	proxy := slices.ContainsFunc(s.Networks, func(n Network) bool { return n.Interface == r.Iface && n.Proxy })
+	if proxy || slices.Contains(s.Peers, r.IP) || !s.rogues.news(r, time.Now()) {
 		return
 	}
 	mac := r.MAC.String()
