@@ -22,6 +22,7 @@ type fate struct {
 	at   int
 	on   func(call, what string, after bool) bool // instead of at
 	err  error                                    // nil: die
+	then int                                      // after err, die at this point further on
 	seen int
 	dead bool
 	call string
@@ -32,6 +33,13 @@ func (f *fate) hook(call, what string, after bool) error {
 		panic(death{})
 	}
 	f.seen++
+	if f.call != "" && f.then > 0 {
+		if f.then--; f.then == 0 {
+			f.dead = true
+			panic(death{})
+		}
+		return nil
+	}
 	if f.on == nil && f.seen != f.at || f.on != nil && !f.on(call, what, after) {
 		return nil
 	}
@@ -126,10 +134,10 @@ func (c *campaign) recovered(what string) Outcome {
 // run interrupts the operation at each stride-th point.
 func (c *campaign) run(stride int, inject error) {
 	c.w.t.Helper()
+	was := c.state("before")
 	for at := 1; ; at += stride {
 		n := open(c.w.t, c.w.dir)
 		ok(c.w.t, n.clearStages()) // what dead pushes left would only make the count longer
-		was := c.state("before")
 		before, err := n.Current()
 		ok(c.w.t, err)
 		f := &fate{at: at, err: inject}
@@ -158,7 +166,7 @@ func (c *campaign) run(stride int, inject error) {
 		c.judge(what, at, was, before)
 	}
 	c.w.t.Logf("%d points, one in %d: %d forward, %d undone", c.points, stride, c.forward, c.undone)
-	if c.forward == 0 && stride == 1 || c.undone == 0 || c.points < 20 {
+	if c.forward == 0 && stride == 1 || c.undone == 0 || c.points < 10 {
 		c.w.t.Errorf("of %d points %d ended forward and %d back: the campaign does not reach both", c.points, c.forward, c.undone)
 	}
 }
@@ -209,7 +217,7 @@ func TestDeathAnywhere(t *testing.T) {
 	for _, size := range []struct {
 		name                    string
 		entries, changes, short int
-	}{{"small", 30, 25, 100000}, {"large", 400, 320, 25}} {
+	}{{"small", 30, 25, 100000}, {"large", 400, 320, 12}} {
 		t.Run(size.name+" push", func(t *testing.T) {
 			w := newWorld(t, 7, size.entries, size.changes)
 			w.node()
@@ -290,5 +298,34 @@ func TestRecoveryDiesAnywhere(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestFailedCommitThenDeath lets the commit record reach the file and its
+// fsync fail, and then kills the process at each point of putting things back.
+func TestFailedCommitThenDeath(t *testing.T) {
+	w := newWorld(t, 13, 40, 30)
+	w.node()
+	c := &campaign{w: w, op: pushOp(w)}
+	for then := 1; ; then++ {
+		n := open(t, w.dir)
+		before, err := n.Current()
+		ok(t, err)
+		f := &fate{err: unix.EIO, then: then, on: func(call, what string, after bool) bool {
+			return call == "write" && what == "journal" && after
+		}}
+		lived, err := f.live(n, func() error { return c.op(n) })
+		n.Close()
+		if lived && err == nil {
+			t.Fatal("a failed commit was no error")
+		}
+		c.recovered("failed commit")
+		c.judge("failed commit", then, false, before)
+		if lived {
+			if then < 20 || c.undone < 10 {
+				t.Errorf("%d points, %d undone", then, c.undone)
+			}
+			return
+		}
 	}
 }

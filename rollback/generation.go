@@ -280,6 +280,9 @@ func (n *Node) retire() error {
 	if err != nil {
 		return err
 	}
+	if err := n.sweep(gens); err != nil {
+		return err
+	}
 	for i, g := range gens {
 		if g.Pinned || len(gens)-i <= keep {
 			return nil
@@ -292,6 +295,22 @@ func (n *Node) retire() error {
 			return err
 		}
 		n.log().Info("generation retired", slogx.Gen, g.Number)
+	}
+	return nil
+}
+
+// sweep removes what an interrupted retirement left.
+func (n *Node) sweep(gens []Generation) error {
+	names, err := n.list(in("generations"))
+	if err != nil || len(gens) == 0 {
+		return err
+	}
+	for _, name := range names {
+		if num, err := strconv.Atoi(name); err == nil && num < gens[0].Number {
+			if err := n.remove(genDir(num)); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

@@ -372,8 +372,7 @@ func TestNewFileInDeletedDirectory(t *testing.T) {
 func TestForeignChangeDuringCrash(t *testing.T) {
 	w := usual(t)
 	n := w.node()
-	f := &fate{on: func(call, _ string, after bool) bool { return call == "write" && after && n.exists(in("journal")) }}
-	f.on = func(call, what string, after bool) bool { return call == "write" && what == "journal" && !after }
+	f := &fate{on: func(call, what string, after bool) bool { return call == "write" && what == "journal" && !after }}
 	if lived, _ := f.live(n, func() error { _, err := push(n, w.goal(), w.src); return err }); lived {
 		t.Fatal("the switch came through")
 	}
@@ -391,6 +390,21 @@ func TestForeignChangeDuringCrash(t *testing.T) {
 	ok(t, err)
 	if !containsFile(t, kept, "old prog") {
 		t.Error("the displaced prog was not kept")
+	}
+}
+
+func TestStageRemovedDuringCrash(t *testing.T) {
+	w := usual(t)
+	n := w.node()
+	f := &fate{on: func(call, what string, after bool) bool { return call == "write" && what == "journal" && !after }}
+	if lived, _ := f.live(n, func() error { _, err := push(n, w.goal(), w.src); return err }); lived {
+		t.Fatal("the switch came through")
+	}
+	ok(t, n.clearStages())
+	out, err := open(t, w.dir).Recover(bg())
+	ok(t, err)
+	if len(out.Foreign) != 3 { // extra, prog and conf are lost, and said to be
+		t.Errorf("outcome %+v", out)
 	}
 }
 

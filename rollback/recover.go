@@ -78,8 +78,8 @@ func (n *Node) Recover(ctx context.Context) (Outcome, error) {
 // back undoes what was done of a switch, last step first, and forgets it.
 func (n *Node) back(j *journal) ([]Note, error) {
 	b := &backer{runner: runner{n: n, j: j}}
-	if n.exists(in("stage", j.stage, "undo")) {
-		if err := b.open(); err != nil {
+	if !n.exists(in("kept", j.stage)) { // else all but the last of it is done
+		if err := b.openSlots(); err != nil {
 			return nil, err
 		}
 		defer b.close()
@@ -101,6 +101,19 @@ func (n *Node) back(j *journal) ([]Note, error) {
 		return nil, err
 	}
 	return b.foreign, nil
+}
+
+// openSlots opens the stage. When somebody removed it, slots are looked for
+// where there are none: what was displaced is then reported as lost.
+func (b *backer) openSlots() (err error) {
+	if b.n.exists(in("stage", b.j.stage, "undo")) {
+		return b.open()
+	}
+	b.undo, err = entry.OpenBeneath(b.n.top, in("stage"), unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return fmt.Errorf("open the stage: %w", err)
+	}
+	return nil
 }
 
 // forget removes stage and journal of a switch that was put back; what is in

@@ -184,15 +184,16 @@ func (n *Node) openFile(path string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// exists reports whether path is there, whatever it is.
+// exists reports whether path is there, whatever it is. Where that cannot be
+// found out the answer is yes: a journal that cannot be seen is not absent.
 func (n *Node) exists(path string) bool {
 	dir, name, err := n.parent(path)
 	if err != nil {
-		return false
+		return !notThere(err)
 	}
 	defer unix.Close(dir)
 	_, err = entry.StatAt(dir, name)
-	return err == nil
+	return !notThere(err)
 }
 
 // notThere reports whether err says that a path does not exist.

@@ -167,13 +167,24 @@ func (st *stager) build(ctx context.Context, p *Plan, src Source) error {
 		if s.link != s.slot {
 			err = st.n.sys.link(st.fd, strconv.Itoa(s.link), st.fd, strconv.Itoa(s.slot))
 		} else {
-			err = st.n.sys.setMeta(st.fd, strconv.Itoa(s.slot), s.New)
+			err = st.dress(p, s)
 		}
 		if err != nil {
 			return fmt.Errorf("%q: %w", s.Path, err)
 		}
 	}
 	return nil
+}
+
+// dress sets metadata. An undo copy mostly has it already.
+func (st *stager) dress(p *Plan, s *Step) error {
+	name := strconv.Itoa(s.slot)
+	if _, linked := p.links[s.slot]; linked {
+		if e, _, err := entry.ReadAt(st.fd, name); err == nil && entry.SameMeta(&e, s.New) {
+			return nil
+		}
+	}
+	return st.n.sys.setMeta(st.fd, name, s.New)
 }
 
 // node makes an entry without content and metadata.
