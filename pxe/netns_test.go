@@ -45,6 +45,7 @@ func inNetns(t *testing.T) bool {
 	if os.Geteuid() != 0 {
 		skip(t, "a network namespace needs root")
 	}
+	t.Parallel() // namespaces do not see each other
 	cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=9m")
 	cmd.Env = append(os.Environ(), "INGOT_TEST_NETNS="+t.Name())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
