@@ -1,0 +1,63 @@
+package tree
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestFileCache(t *testing.T) {
+	src, file := t.TempDir(), filepath.Join(t.TempDir(), "cache")
+	torture(t, src)
+	run := func(wantRead bool) string {
+		t.Helper()
+		c, err := OpenCache(file)
+		must(t, err)
+		m, st := captureDir(t, src, CaptureOptions{Cache: c, Captured: c.Record})
+		must(t, c.Save())
+		if wantRead != (st.Read > 0) || st.Files == 0 {
+			t.Errorf("stats %+v", st)
+		}
+		return m.ID().String()
+	}
+	first := run(true)
+	if run(false) != first || run(false) != first {
+		t.Error("the cache changes the manifest")
+	}
+	// Same size, same mtime, other content.
+	p := filepath.Join(src, "sizes/100")
+	st, err := os.Stat(p)
+	must(t, err)
+	must(t, os.WriteFile(p, noise(99, 100), 0600))
+	must(t, os.Chtimes(p, st.ModTime(), st.ModTime()))
+	second := run(true)
+	if second == first {
+		t.Error("a change was not seen")
+	}
+	good, err := os.ReadFile(file)
+	must(t, err)
+	for name, bad := range map[string][]byte{
+		"empty": nil, "cut": good[:len(good)/2], "other": []byte("INGOTFC9 something"), "flipped": append(bytes.Clone(good[:50]), append([]byte{good[50] ^ 1}, good[51:]...)...),
+	} {
+		must(t, os.WriteFile(file, bad, 0600))
+		if run(true) != second {
+			t.Errorf("%s: another manifest", name)
+		}
+	}
+}
+
+func FuzzCache(f *testing.F) {
+	good := encodeCache(map[string]cached{"a": {}, "b/c": {chunks: fileEntry("x", "y", "z").Chunks}})
+	if len(good) == 0 {
+		f.Fatal("empty seed")
+	}
+	f.Add(good)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if files, err := decodeCache(b); err == nil {
+			if again, err := decodeCache(encodeCache(files)); err != nil || len(again) != len(files) {
+				t.Fatal(err)
+			}
+		}
+	})
+}
