@@ -1,0 +1,289 @@
+package rack
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"ingot/lab"
+)
+
+// bench is one rack with a site, a server and machines.
+type bench struct {
+	t      *testing.T
+	rack   *lab.Rack
+	site   string
+	server *lab.Process
+}
+
+const siteYAML = `networks:
+  - name: rack
+    interface: %s
+    subnet: 10.77.0.0/24
+    address: 10.77.0.1
+    range: 10.77.0.100-10.77.0.199
+operators:
+  ssh_keys: [%q]
+store: %q
+`
+
+const profileYAML = `boot: image
+image: %s
+kernel: {from: image, args: ["console=ttyS0,115200"]}
+update: live
+network: networkd
+`
+
+const disksText = `disk_config disk1 disklabel:gpt-bios fstabkey:uuid
+primary /boot/efi 64M vfat umask=0077
+primary swap 128M swap sw
+primary / 2G- ext4 rw
+`
+
+// newBench makes a rack and a site with a private copy of the store when the
+// test is going to damage it.
+func newBench(t *testing.T, ownStore bool, machines ...lab.Machine) *bench {
+	t.Helper()
+	if why := os.Getenv(skipEnv); why != "" {
+		t.Skip(why)
+	}
+	dir := filepath.Join(os.Getenv("INGOT_RACK_DIR"), t.Name())
+	rack, err := lab.New(lab.Options{Dir: dir, NoRA: true, Bridge: "lab0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bench{t: t, rack: rack, site: filepath.Join(dir, "site")}
+	t.Cleanup(func() {
+		if t.Failed() {
+			b.explain()
+		}
+		if err := rack.Close(); err != nil {
+			t.Error(err)
+		}
+		if !t.Failed() {
+			os.RemoveAll(dir)
+		}
+	})
+	for _, m := range machines {
+		if len(m.Disks) == 0 {
+			m.Disks = []lab.Disk{{SizeBytes: 8 << 30}}
+		}
+		b.must(rack.AddMachine(m))
+	}
+	b.makeSite(ownStore)
+	return b
+}
+
+func (b *bench) makeSite(ownStore bool) {
+	b.t.Helper()
+	b.run("init", b.site)
+	store := filepath.Join(goldenSite(), ".ingot", "store")
+	if ownStore {
+		own := filepath.Join(b.site, ".ingot", "store")
+		b.must(os.MkdirAll(filepath.Dir(own), 0o700))
+		b.command("cp", "-a", store, own)
+		store = own
+	}
+	key := filepath.Join(b.site, "operator")
+	b.command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "operator", "-f", key)
+	pub, err := os.ReadFile(key + ".pub")
+	b.must(err)
+	for _, old := range []string{"nodes", "profile", "class", "files", "scripts", "disk_config"} {
+		b.must(os.RemoveAll(filepath.Join(b.site, old)))
+	}
+	b.write("ingot.yaml", fmt.Sprintf(siteYAML, b.rack.Bridge(), strings.TrimSpace(string(pub)), store))
+	b.write("profile/DEFAULT.yaml", fmt.Sprintf(profileYAML, image))
+	b.write("disk_config/DEFAULT", disksText)
+	b.write("class/DEFAULT.var", "RACK=test\n")
+	for _, name := range b.rack.Machines() {
+		m, err := b.rack.Machine(name)
+		b.must(err)
+		b.run("node", "add", name, "--mac", m.MAC)
+	}
+}
+
+func (b *bench) write(name, text string) {
+	b.t.Helper()
+	path := filepath.Join(b.site, name)
+	b.must(os.MkdirAll(filepath.Dir(path), 0o755))
+	b.must(os.WriteFile(path, []byte(text), 0o644))
+}
+
+func (b *bench) must(err error) {
+	b.t.Helper()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// try types one public command; its output is both streams.
+func (b *bench) try(args ...string) (string, error) {
+	c := exec.Command(binary(), args...)
+	c.Env = append(os.Environ(), "INGOT_SITE="+b.site)
+	var out bytes.Buffer
+	c.Stdout, c.Stderr = &out, &out
+	err := c.Run()
+	return out.String(), err
+}
+
+func (b *bench) run(args ...string) string {
+	b.t.Helper()
+	out, err := b.try(args...)
+	if err != nil {
+		b.t.Fatalf("ingot %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+func (b *bench) command(argv ...string) string {
+	b.t.Helper()
+	out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
+	if err != nil {
+		b.t.Fatalf("%s: %v\n%s", strings.Join(argv, " "), err, out)
+	}
+	return string(out)
+}
+
+// serve starts the boot server and waits until it is ready.
+func (b *bench) serve() {
+	b.t.Helper()
+	var err error
+	b.server, err = b.rack.Start("server", binary(), "serve", "--site", b.site)
+	b.must(err)
+	log, err := os.Open(b.server.Log)
+	b.must(err)
+	b.t.Cleanup(func() { log.Close() })
+	st, err := log.Stat()
+	b.must(err)
+	_ = st
+	b.within(30*time.Second, "the server is ready", func() bool {
+		select {
+		case <-b.server.Done():
+			b.t.Fatalf("the server ended: %v", b.server.Err())
+		default:
+		}
+		all, err := os.ReadFile(b.server.Log)
+		return err == nil && bytes.Count(all, []byte("msg=ready")) > 0
+	})
+	_, _ = log.Seek(0, io.SeekEnd)
+}
+
+// within waits for a condition and fails the test when it does not come.
+func (b *bench) within(d time.Duration, what string, ok func() bool) {
+	b.t.Helper()
+	deadline := time.Now().Add(d)
+	for !ok() {
+		if time.Now().After(deadline) {
+			b.t.Fatalf("waited %s in vain: %s", d, what)
+		}
+		time.Sleep(250 * time.Millisecond)
+	}
+}
+
+type event struct {
+	Time    time.Time
+	Stage   string
+	Detail  string
+	Seconds float64
+}
+
+func (b *bench) events(node string) []event {
+	b.t.Helper()
+	c := exec.Command(binary(), "node", "timeline", node, "--all", "--json", "--site", b.site)
+	out, err := c.Output()
+	if err != nil {
+		b.t.Fatalf("timeline: %v", err)
+	}
+	var v struct{ Events []event }
+	b.must(json.Unmarshal(out, &v))
+	return v.Events
+}
+
+// seen waits until a stage has come count times since the test began; bad
+// stages end the wait.
+func (b *bench) seen(d time.Duration, node, stage, detail string, count int, bad ...string) event {
+	b.t.Helper()
+	var last event
+	b.within(d, fmt.Sprintf("%s: %s %q, %d times", node, stage, detail, count), func() bool {
+		n := 0
+		for _, e := range b.events(node) {
+			if e.Stage == stage && strings.Contains(e.Detail, detail) {
+				n++
+				last = e
+			}
+			for _, x := range bad {
+				if e.Stage == x {
+					b.t.Fatalf("%s: %s: %s", node, e.Stage, e.Detail)
+				}
+			}
+		}
+		return n >= count
+	})
+	return last
+}
+
+// node is what `ingot node show` says.
+type node struct {
+	Address string
+	State   string `json:"install_state"`
+	Task    string
+	Reason  string
+	Done    int64 `json:"done_bytes"`
+	Total   int64 `json:"total_bytes"`
+}
+
+func (b *bench) node(name string) node {
+	b.t.Helper()
+	c := exec.Command(binary(), "node", "show", name, "--json", "--site", b.site)
+	out, err := c.Output()
+	if err != nil {
+		b.t.Fatalf("node show: %v", err)
+	}
+	var n node
+	b.must(json.Unmarshal(out, &n))
+	return n
+}
+
+// ssh logs in as the operator, with the host key that the server keeps and no other.
+func (b *bench) ssh(name, script string) string {
+	b.t.Helper()
+	known := filepath.Join(b.site, "known."+name)
+	b.must(os.WriteFile(known, []byte(b.run("node", "keys", name)), 0o600))
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	c := exec.CommandContext(ctx, "ssh", "-i", filepath.Join(b.site, "operator"), "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=yes",
+		"-o", "UserKnownHostsFile="+known, "-o", "HostKeyAlias="+name, "-o", "ConnectTimeout=10", "root@"+b.node(name).Address, "--", script)
+	var errOut bytes.Buffer
+	c.Stderr = &errOut
+	out, err := c.Output()
+	if err != nil {
+		b.t.Fatalf("ssh %s %q: %v: %s", name, script, err, errOut.String())
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// explain shows what a failed test needs to be understood.
+func (b *bench) explain() {
+	for _, n := range b.rack.Machines() {
+		out, _ := b.try("node", "timeline", n, "--all")
+		b.t.Logf("timeline of %s:\n%s", n, out)
+		lines, _ := b.rack.Lines(n)
+		var text strings.Builder
+		for _, l := range lines[max(0, len(lines)-40):] {
+			fmt.Fprintln(&text, l)
+		}
+		b.t.Logf("console of %s:\n%s", n, text.String())
+	}
+	if b.server != nil {
+		log, _ := os.ReadFile(b.server.Log)
+		b.t.Logf("server:\n%s", log[max(0, len(log)-8000):])
+	}
+}

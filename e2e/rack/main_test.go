@@ -1,0 +1,112 @@
+package rack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"ingot/lab"
+)
+
+// image is the golden image of all tests, built once by TestMain and kept in
+// the user's cache. The tag says what is in it.
+const image = "debian:rack-1"
+
+// skipEnv tells the run inside the namespaces why there is no rack.
+const skipEnv = "INGOT_RACK_SKIP"
+
+// TestMain runs the tests inside a rack's namespaces: outside it only builds
+// the golden image, for which Debian's mirror has to be reached.
+func TestMain(m *testing.M) { os.Exit(main(m)) }
+
+func main(m *testing.M) int {
+	ctx := context.Background()
+	for _, a := range os.Args {
+		if a == "-test.short=true" {
+			os.Setenv(skipEnv, "machines are not booted with -short")
+			return m.Run()
+		}
+	}
+	if !lab.Inside() {
+		if why := prepare(ctx); why != nil {
+			if os.Getenv("INGOT_NO_SKIP") != "" {
+				fmt.Fprintln(os.Stderr, "rack:", why)
+				return 1
+			}
+			os.Setenv(skipEnv, why.Error())
+			return m.Run()
+		}
+	}
+	dir := filepath.Join(os.TempDir(), fmt.Sprintf("ingot-rack-%d", os.Getppid()))
+	if d := os.Getenv("INGOT_RACK_DIR"); d != "" {
+		dir = d
+	}
+	os.Setenv("INGOT_RACK_DIR", dir)
+	inside, err := lab.Enter(ctx, lab.Options{Dir: dir})
+	var exit *lab.ExitError
+	switch {
+	case errors.As(err, &exit):
+		return exit.Code
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "rack:", err)
+		return 1
+	case !inside:
+		return 0
+	}
+	return m.Run()
+}
+
+// binary is the program under test, as `make` leaves it.
+func binary() string {
+	path, err := filepath.Abs("../../bin/ingot")
+	if err != nil {
+		return "bin/ingot"
+	}
+	return path
+}
+
+func goldenSite() string {
+	base, err := os.UserCacheDir()
+	if err != nil {
+		base = "/var/cache"
+	}
+	return filepath.Join(base, "ingot", "rack", "site")
+}
+
+// prepare makes sure that machines can be run and that the golden image is there.
+func prepare(ctx context.Context) error {
+	if os.Geteuid() != 0 {
+		return errors.New("root is needed for namespaces and taps")
+	}
+	if err := lab.Check(lab.BIOS, lab.UEFI); err != nil {
+		return err
+	}
+	if _, err := os.Stat(binary()); err != nil {
+		return fmt.Errorf("bin/ingot is not built: %w", err)
+	}
+	site := goldenSite()
+	if _, err := os.Stat(site); err != nil {
+		if err := os.MkdirAll(filepath.Dir(site), 0o755); err != nil {
+			return err
+		}
+		if out, err := exec.CommandContext(ctx, binary(), "init", site).CombinedOutput(); err != nil {
+			return fmt.Errorf("ingot init: %w: %s", err, out)
+		}
+	}
+	if exec.CommandContext(ctx, binary(), "image", "show", image, "--site", site).Run() == nil {
+		return nil
+	}
+	start := time.Now()
+	out, err := exec.CommandContext(ctx, binary(), "image", "build", image, "--debian", "bookworm", "--include", "busybox,rsync",
+		"--hook", `rm -rf "$1"/usr/share/doc "$1"/usr/share/man "$1"/usr/share/locale "$1"/usr/share/info`, "--site", site).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("ingot image build: %w: %s", err, out)
+	}
+	fmt.Fprintf(os.Stderr, "rack: built the golden image in %s\n", time.Since(start).Round(time.Second))
+	return nil
+}
