@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"strconv"
 	"strings"
+	"time"
 )
 
 // Boot is what the boot script tells the installer on the kernel's command line.
@@ -14,6 +16,9 @@ type Boot struct {
 	Nonce  string           // ingot.nonce=, names the boot attempt
 	MAC    net.HardwareAddr // ingot.mac=, the NIC that was booted from
 	Shell  bool             // ingot.shell: a shell on the console after a failure
+	// Patience is how long a server that does not answer is waited for:
+	// ingot.patience=SECONDS; 0 is the constant Patience.
+	Patience time.Duration
 }
 
 // Args returns b as kernel arguments, the reverse of ParseBoot.
@@ -21,6 +26,9 @@ func (b Boot) Args() []string {
 	out := []string{"ingot.server=" + b.Server, "ingot.node=" + b.Node, "ingot.nonce=" + b.Nonce, "ingot.mac=" + b.MAC.String()}
 	if b.Shell {
 		out = append(out, "ingot.shell")
+	}
+	if b.Patience > 0 {
+		out = append(out, fmt.Sprintf("ingot.patience=%d", int(b.Patience.Seconds())))
 	}
 	return out
 }
@@ -39,6 +47,12 @@ func ParseBoot(cmdline string) (Boot, error) {
 			b.Nonce = value
 		case "ingot.shell":
 			b.Shell = true
+		case "ingot.patience":
+			n, err := strconv.ParseUint(value, 10, 31)
+			if err != nil {
+				return Boot{}, fmt.Errorf("kernel argument %q: want seconds", word)
+			}
+			b.Patience = time.Duration(n) * time.Second
 		case "ingot.mac":
 			mac, err := net.ParseMAC(value)
 			if err != nil {

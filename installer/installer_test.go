@@ -22,9 +22,9 @@ import (
 
 func TestBootArgsRoundTrip(t *testing.T) {
 	mac, _ := net.ParseMAC("52:54:00:12:34:56")
-	want := Boot{Server: "http://10.0.0.1:8080", Node: "n1", Nonce: "abc", MAC: mac, Shell: true}
+	want := Boot{Server: "http://10.0.0.1:8080", Node: "n1", Nonce: "abc", MAC: mac, Shell: true, Patience: 20 * time.Second}
 	got, err := ParseBoot("initrd=x quiet " + strings.Join(want.Args(), " ") + " console=ttyS0\n")
-	if err != nil || got.Server != want.Server || got.Node != want.Node || got.Nonce != want.Nonce || got.MAC.String() != want.MAC.String() || !got.Shell {
+	if err != nil || got.Server != want.Server || got.Node != want.Node || got.Nonce != want.Nonce || got.MAC.String() != want.MAC.String() || !got.Shell || got.Patience != want.Patience {
 		t.Errorf("ParseBoot = %+v, %v; want %+v", got, err, want)
 	}
 	for _, bad := range []string{"", "ingot.server=http://h ingot.node=n ingot.nonce=x", "ingot.server=ftp://h ingot.node=n ingot.nonce=x ingot.mac=52:54:00:12:34:56",

@@ -1,3 +1,4 @@
+// Package installer runs on the node: it claims the profile, writes disks, tree and boot loader, and reports.
 package installer
 
 import (

@@ -89,8 +89,7 @@ func (r *Run) NewLog() *slog.Logger {
 
 // Install runs all tasks. When it returns nil the machine may be rebooted;
 // else the disk does not boot, or is as it was when nothing had been written,
-// and the error says why. Either ending has been reported when it returns,
-// unless the report failed too, which the error then says.
+// and the error says why. Report tells the server either way.
 func (r *Run) Install(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -102,11 +101,14 @@ func (r *Run) Install(ctx context.Context) error {
 		r.log.Error("the installation failed", "reason", err.Error())
 		err = errors.Join(err, r.keepLog())
 	}
-	r.ending.Log = r.text.String()
-	if e := r.Client.End(context.WithoutCancel(ctx), r.ending); e != nil {
-		err = errors.Join(err, e)
-	}
 	return errors.Join(err, r.unmount())
+}
+
+// Report tells the server how the installation ended, and returns once the
+// server has it or patience ends. It may be called again.
+func (r *Run) Report(ctx context.Context) error {
+	r.ending.Log = r.text.String()
+	return r.Client.End(ctx, r.ending)
 }
 
 func (r *Run) tasks(ctx context.Context) error {
@@ -143,6 +145,9 @@ func (r *Run) claim(ctx context.Context) (err error) {
 	}
 	return err
 }
+
+// Good says that the last Install ended well.
+func (r *Run) Good() bool { return r.ending.Reason == "" && r.ending.Manifest != "" }
 
 // PowerOff says that the profile wants the machine off when it is installed.
 func (r *Run) PowerOff() bool { return r.job.Finish == "poweroff" }

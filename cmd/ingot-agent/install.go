@@ -65,8 +65,14 @@ func installMachine() {
 		}
 	}
 	r.Boot, r.Facts, r.Client = boot, installer.Facts(), installer.NewClient(boot.Server, log)
+	r.Client.Patience = boot.Patience
 	if err := r.Install(ctx); err != nil {
-		park(err.Error(), r.Client, boot, console)
+		park(err.Error(), r, boot, console)
+	}
+	if err := r.Report(ctx); err != nil {
+		// The disk is whole; but the server would install it once more at the
+		// next boot, so nothing is gained by booting it before the server knows.
+		park("everything is installed, and the server does not take the report: "+err.Error(), r, boot, console)
 	}
 	if r.PowerOff() {
 		fmt.Fprintf(console, "installed; switching off, as the profile says\n")
@@ -77,25 +83,39 @@ func installMachine() {
 }
 
 // park shows why the machine stands still and waits. It never reboots by
-// itself, which would be a loop, but does when the node has been armed again.
-func park(reason string, c *installer.Client, boot installer.Boot, console io.Writer) {
+// itself, which would be a loop: it goes on trying to report the ending, and
+// reboots when that was a good one, or when the node has been armed again. A
+// nil run is one that never came as far as the server.
+func park(reason string, r *installer.Run, boot installer.Boot, console io.Writer) {
 	line := "======================================================================"
 	fmt.Fprintf(console, "\n%s\n INSTALLATION FAILED: %s\n\n", line, reason)
 	fmt.Fprintf(console, " This machine waits. On the server: `ingot node timeline %s` tells what\n happened, `ingot node set %s --install` starts it again by itself.\n%s\n\n", boot.Node, boot.Node, line)
 	if boot.Shell {
 		go shell()
 	}
-	for {
-		time.Sleep(5 * time.Second)
-		if c == nil {
+	for reported := false; ; time.Sleep(5 * time.Second) {
+		if r == nil {
 			continue
 		}
-		armed, err := c.Armed(context.Background(), boot.Node)
+		if !reported {
+			if reported = settled(r.Report(context.Background())); reported {
+				fmt.Fprintln(console, "the server has been told")
+				if r.Good() {
+					end(unix.LINUX_REBOOT_CMD_RESTART)
+				}
+			}
+		}
+		armed, err := r.Client.Armed(context.Background(), boot.Node)
 		if err == nil && armed {
 			fmt.Fprintln(console, "armed again: rebooting")
 			end(unix.LINUX_REBOOT_CMD_RESTART)
 		}
 	}
+}
+
+// settled says that a report needs no repeat: it was taken, or refused for good.
+func settled(err error) bool {
+	return err == nil || errors.As(err, new(*installer.StatusError))
 }
 
 // shell gives whoever stands at the console a shell, again and again.
