@@ -287,3 +287,41 @@ func (b *bench) explain() {
 		b.t.Logf("server:\n%s", log[max(0, len(log)-8000):])
 	}
 }
+
+func (b *bench) read(name string) string {
+	b.t.Helper()
+	text, err := os.ReadFile(filepath.Join(b.site, name))
+	b.must(err)
+	return string(text)
+}
+
+// damagePack flips a byte in the middle of the largest pack of the test's own
+// store; the function that it returns flips it back.
+func (b *bench) damagePack() func() {
+	b.t.Helper()
+	var name string
+	var size int64
+	b.must(filepath.WalkDir(filepath.Join(b.site, ".ingot", "store", "packs"), func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		st, err := d.Info()
+		if err == nil && st.Size() > size {
+			name, size = path, st.Size()
+		}
+		return err
+	}))
+	flip := func() {
+		f, err := os.OpenFile(name, os.O_RDWR, 0)
+		b.must(err)
+		one := make([]byte, 1)
+		_, err = f.ReadAt(one, size/2)
+		b.must(err)
+		one[0] ^= 0x10
+		_, err = f.WriteAt(one, size/2)
+		b.must(err)
+		b.must(f.Close())
+	}
+	flip()
+	return flip
+}

@@ -46,3 +46,100 @@ func TestBIOSInstallSurvivesAKilledServer(t *testing.T) {
 		t.Errorf("after the power cycle the node is %q, was %q", now, id)
 	}
 }
+
+// A UEFI machine: the power is cut in the middle of the writing; the next
+// power-on installs by itself, and the disk is booted although the firmware's
+// boot order has the network first.
+func TestUEFIInstallSurvivesAPowerCut(t *testing.T) {
+	b := newBench(t, false, lab.Machine{Name: "n1", Firmware: lab.UEFI})
+	b.run("node", "set", "n1", "--install")
+	b.serve()
+	b.must(b.rack.PowerOn("n1"))
+	b.within(4*time.Minute, "a third of the image is written", func() bool {
+		n := b.node("n1")
+		return n.Total > 0 && n.Done > n.Total/3
+	})
+	b.must(b.rack.PowerOff("n1"))
+	if n := b.node("n1"); n.State != "writing" {
+		t.Errorf("after the power cut the state is %q, want writing", n.State)
+	}
+	start := time.Now()
+	b.must(b.rack.PowerOn("n1"))
+	b.seen(time.Minute, "n1", "attempt", "attempt 2 of 4; the one before stopped in state writing at write the image", 1)
+	b.seen(loginWait, "n1", "login", "with the node's host key", 1, "failed", "alarm")
+	t.Logf("power-on to login: %.0f s", time.Since(start).Seconds())
+	if out := b.ssh("n1", "hostname; test -d /sys/firmware/efi && echo uefi; findmnt -no FSTYPE /boot/efi"); out != "n1\nuefi\nvfat" {
+		t.Errorf("the node says %q", out)
+	}
+}
+
+// A pack that is damaged after arming: the node says which, ends as failed,
+// boots no half-written disk, and installs when it is armed again, without
+// anybody touching it.
+func TestDamagedPackFailsAndIsInstalledLater(t *testing.T) {
+	b := newBench(t, true, lab.Machine{Name: "n1", Firmware: lab.BIOS})
+	b.run("node", "set", "n1", "--install")
+	undo := b.damagePack()
+	if out, err := b.try("node", "set", "n1", "--install"); err == nil || !strings.Contains(out, "pack") {
+		t.Errorf("arming with a damaged pack: %v, %q", err, out)
+	}
+	b.serve()
+	b.must(b.rack.PowerOn("n1"))
+	b.seen(5*time.Minute, "n1", "failed", "pack", 1, "installed")
+	ctx := t.Context()
+	line, err := b.rack.Expect(ctx, "n1", "INSTALLATION FAILED")
+	b.must(err)
+	t.Logf("console: %s", line)
+	if n := b.node("n1"); n.State != "failed" || !strings.Contains(n.Reason, "pack") {
+		t.Errorf("the server says %+v", n)
+	}
+	if log := b.command("sh", "-c", "cat "+b.site+"/.ingot/logs/n1/*.log"); !strings.Contains(log, "the installation failed") {
+		t.Error("the server kept no log of the failure")
+	}
+	undo()
+	b.run("node", "set", "n1", "--install") // the machine, which waits, sees it
+	b.seen(loginWait, "n1", "login", "with the node's host key", 1, "alarm")
+}
+
+// The cable is pulled: for a while, and the installation goes on; for longer
+// than the installer's patience, and it ends as failed, says so in both places
+// and installs when it is armed again. A second installation keeps the host key.
+func TestCableCuts(t *testing.T) {
+	b := newBench(t, false, lab.Machine{Name: "n1", Firmware: lab.BIOS})
+	text := b.read("ingot.yaml")
+	b.write("ingot.yaml", text+"installer:\n  args: [ingot.patience=40]\n")
+	b.run("node", "set", "n1", "--install")
+	b.serve()
+	b.must(b.rack.PowerOn("n1"))
+	third := func() bool {
+		n := b.node("n1")
+		return n.Total > 0 && n.Done > n.Total/4
+	}
+	b.within(4*time.Minute, "a quarter of the image is written", third)
+	b.must(b.rack.SetLink("n1", false))
+	time.Sleep(12 * time.Second)
+	b.must(b.rack.SetLink("n1", true))
+	b.seen(loginWait, "n1", "login", "with the node's host key", 1, "failed", "alarm")
+	keys := b.run("node", "keys", "n1")
+
+	b.run("node", "set", "n1", "--install")
+	b.must(b.rack.Cycle("n1"))
+	b.seen(time.Minute, "n1", "claim", "", 2)
+	b.within(4*time.Minute, "a quarter of the image is written", third)
+	b.must(b.rack.SetLink("n1", false))
+	ctx := t.Context()
+	line, err := b.rack.Expect(ctx, "n1", "INSTALLATION FAILED")
+	b.must(err)
+	t.Logf("console: %s", line)
+	if n := b.node("n1"); n.State != "writing" {
+		t.Errorf("the server cannot know yet, and says %q", n.State)
+	}
+	b.must(b.rack.SetLink("n1", true))
+	b.seen(2*time.Minute, "n1", "failed", "no answer from", 1)
+	b.run("node", "set", "n1", "--install")
+	b.seen(loginWait, "n1", "login", "with the node's host key", 2, "alarm")
+	if now := b.run("node", "keys", "n1"); now != keys {
+		t.Errorf("the host keys changed with the second installation:\n%s\n%s", keys, now)
+	}
+	b.ssh("n1", "true")
+}
