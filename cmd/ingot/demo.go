@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -15,7 +14,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"ingot/internal/digest"
-	"ingot/internal/pattern"
 	"ingot/lab"
 )
 
@@ -32,6 +30,7 @@ type demo struct {
 	// state
 	image string
 	steps []step
+	where map[string][]phase // of each node's installation
 	start time.Time
 }
 
@@ -63,7 +62,7 @@ func (p *program) labDemo(c *cli.Context) error {
 		if err != nil {
 			return err
 		}
-		d := &demo{p: p, rack: r, self: self, site: labSite(dir), keep: c.Bool("keep"), start: time.Now()}
+		d := &demo{p: p, rack: r, self: self, site: labSite(dir), keep: c.Bool("keep"), start: time.Now(), where: map[string][]phase{}}
 		return d.run(ctx, cache)
 	})
 	var exit *lab.ExitError
@@ -145,6 +144,12 @@ func (d *demo) table(err error) {
 	rows = append(rows, []string{"in all", fmt.Sprintf("%.1f", time.Since(d.start).Seconds()), ""})
 	fmt.Fprintln(d.p.Stdout)
 	_ = d.p.table(rows)
+	for _, n := range []string{"n1", "n2"} {
+		if len(d.where[n]) > 0 {
+			fmt.Fprintf(d.p.Stdout, "\nWhere the time of the installation of %s went, both at once:\n", n)
+			_ = d.p.table(phaseRows(d.where[n]))
+		}
+	}
 }
 
 // ingot types one public command and returns its answer.
@@ -246,103 +251,15 @@ func (d *demo) install(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	for _, n := range []string{"n1", "n2"} {
+		view, err := d.timeline(ctx, n, false)
+		if err != nil {
+			return "", err
+		}
+		d.where[n] = view.Phases
+	}
 	_, err = d.show(ctx, "node", "timeline", "n1")
 	return took, err
-}
-
-// logins follows both nodes until their SSH servers have answered, and shows
-// each step as it happens.
-func (d *demo) logins(ctx context.Context, start time.Time, patience time.Duration) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	done := map[string]string{}
-	shown := map[string]int{}
-	for len(done) < 2 {
-		for _, n := range []string{"n1", "n2"} {
-			events, err := d.events(ctx, n)
-			if err != nil {
-				return "", err
-			}
-			for _, e := range events {
-				if e.Time.Before(start) {
-					continue
-				}
-				if shown[n]++; shown[n] <= 0 {
-					continue
-				}
-				if e.Stage == "failed" || e.Stage == "alarm" {
-					return "", fmt.Errorf("%s: %s: %s\n%s", n, e.Stage, e.Detail, d.tail(n))
-				}
-				if e.Stage == "login" && done[n] == "" {
-					done[n] = fmt.Sprintf("%s %.0f s", n, e.Time.Sub(start).Seconds())
-				}
-			}
-			d.fresh(n, events, start, shown)
-		}
-		for _, n := range []string{"n1", "n2"} {
-			if lines, err := d.rack.Lines(n); err == nil && done[n] == "" {
-				if bad := stuck(lines); bad != "" {
-					return "", fmt.Errorf("%s stopped: %s\n%s", n, bad, d.tail(n))
-				}
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return "", fmt.Errorf("no login within %s: %w\n%s\n%s", patience, ctx.Err(), d.tail("n1"), d.tail("n2"))
-		case <-time.After(time.Second):
-		}
-	}
-	return done["n1"] + ", " + done["n2"] + " after power-on", nil
-}
-
-// fresh shows the events that have come since the last call.
-func (d *demo) fresh(node string, events []eventView, start time.Time, shown map[string]int) {
-	key := "printed " + node
-	i := 0
-	for _, e := range events {
-		if e.Time.Before(start) {
-			continue
-		}
-		if i++; i > shown[key] {
-			shown[key] = i
-			d.p.say("%7.1f  %-3s %-10s %s", e.Time.Sub(start).Seconds(), node, e.Stage, e.Detail)
-		}
-	}
-}
-
-func stuck(lines []lab.Line) string {
-	for _, l := range lines {
-		for _, bad := range lab.DefaultFailOn() {
-			if strings.Contains(l.Text, bad) {
-				return l.String()
-			}
-		}
-	}
-	return ""
-}
-
-func (d *demo) tail(node string) string {
-	lines, err := d.rack.Lines(node)
-	if err != nil {
-		return err.Error()
-	}
-	var b strings.Builder
-	for _, l := range lines[max(0, len(lines)-15):] {
-		fmt.Fprintf(&b, "  %s console: %s\n", node, l)
-	}
-	return b.String()
-}
-
-func (d *demo) events(ctx context.Context, node string) ([]eventView, error) {
-	c := commandContext(ctx, d.self, "node", "timeline", node, "--all", "--json", "--site", d.site)
-	out, err := c.Output()
-	if err != nil {
-		return nil, fmt.Errorf("timeline of %s: %w", node, err)
-	}
-	var view struct {
-		Events []eventView `json:"events"`
-	}
-	return view.Events, json.Unmarshal(out, &view)
 }
 
 // identity is what must differ between two nodes of one image.
@@ -430,54 +347,6 @@ func (d *demo) capture(ctx context.Context) (string, error) {
 	return d.show(ctx, "image", "capture", "root@n1:/", "app:2")
 }
 
-// copyOf copies a node's whole root with rsync.
-func (d *demo) copyOf(ctx context.Context, node, dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	_, err := d.rsync(ctx, node, "-aHAXx", "@-1", "--numeric-ids", "--delete", "NODE:/", dir+"/")
-	return err
-}
-
-// rsync runs rsync with the node's root as NODE:/, volatile paths left out.
-func (d *demo) rsync(ctx context.Context, node string, args ...string) (string, error) {
-	ssh := filepath.Join(d.rack.Dir(), "ssh")
-	argv := sshCommand(d.site, d.self, node, nil)
-	script := "#!/bin/sh\nwhile [ $# -gt 0 ] && [ \"$1\" != rsync ]; do shift; done\nexec " + quoteAll(argv) + " \"$@\"\n"
-	if err := os.WriteFile(ssh, []byte(script), 0o700); err != nil {
-		return "", err
-	}
-	full := []string{"-e", ssh}
-	for _, x := range append(pattern.Volatile().Strings(), mountPoints()...) {
-		full = append(full, "--exclude="+x)
-	}
-	for _, a := range args {
-		switch {
-		case a == "@-1":
-			a = "-@-1"
-		case strings.HasPrefix(a, "NODE:"):
-			a = "root@" + node + strings.TrimPrefix(a, "NODE")
-		}
-		full = append(full, a)
-	}
-	out, err := commandContext(ctx, "rsync", full...).CombinedOutput()
-	if err != nil {
-		err = fmt.Errorf("rsync of %s: %w: %s", node, err, out)
-	}
-	return strings.TrimSpace(string(out)), err
-}
-
-// mountPoints are other file systems, whose tops rsync -x still compares.
-func mountPoints() []string { return []string{"/proc", "/sys", "/dev", "/run", "/boot/efi"} }
-
-func quoteAll(argv []string) string {
-	out := make([]string, len(argv))
-	for i, a := range argv {
-		out[i] = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
-	}
-	return strings.Join(out, " ")
-}
-
 func (d *demo) before() string { return filepath.Join(d.rack.Dir(), "n2.before") }
 
 func (d *demo) push(ctx context.Context) (string, error) {
@@ -532,20 +401,4 @@ func (d *demo) rollback(ctx context.Context) (string, error) {
 		err = fmt.Errorf("the service says %q", got)
 	}
 	return out, err
-}
-
-func (d *demo) same(ctx context.Context) (string, error) {
-	judge := []string{"-aHAXnx", "@-1", "--numeric-ids", "--checksum", "--delete", "--itemize-changes"}
-	there, err := d.rsync(ctx, "n2", append(judge, "NODE:/", d.before()+"/")...)
-	if err != nil {
-		return "", err
-	}
-	back, err := d.rsync(ctx, "n2", append(judge, d.before()+"/", "NODE:/")...)
-	if err != nil {
-		return "", err
-	}
-	if there != "" || back != "" {
-		return "", fmt.Errorf("rsync finds differences:\n%s\n%s", there, back)
-	}
-	return "rsync --checksum finds no difference, in both directions", nil
 }

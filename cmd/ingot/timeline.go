@@ -43,7 +43,10 @@ func (p *program) nodeTimeline(c *cli.Context) error {
 	}
 	printEvents(p, events, time.Time{})
 	if text := verdict(events, time.Now()); text != "" {
-		fmt.Fprintf(p.Stdout, "\n%s\n", text)
+		if len(events) > 0 {
+			fmt.Fprintln(p.Stdout)
+		}
+		fmt.Fprintln(p.Stdout, text)
 	}
 	return nil
 }
@@ -129,7 +132,7 @@ func timelineView(events []inventory.Event, now time.Time) map[string]any {
 	for _, e := range events {
 		list = append(list, viewEvent(e, events[0].Time))
 	}
-	return map[string]any{"events": list, "verdict": verdict(events, now)}
+	return map[string]any{"events": list, "verdict": verdict(events, now), "phases": phases(lastBoot(events))}
 }
 
 // quiet is how long nothing happens before a boot is said to have stopped.
