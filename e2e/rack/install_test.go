@@ -1,6 +1,7 @@
 package rack
 
 import (
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -142,4 +143,23 @@ func TestCableCuts(t *testing.T) {
 		t.Errorf("the host keys changed with the second installation:\n%s\n%s", keys, now)
 	}
 	b.ssh("n1", "true")
+}
+
+// What one machine takes, alone: `make boot-time` prints where the time goes.
+// It measures and does not judge.
+func TestBootTime(t *testing.T) {
+	if os.Getenv("INGOT_BOOT_TIME") == "" {
+		t.Skip("a measurement: make boot-time")
+	}
+	for _, fw := range []lab.Firmware{lab.BIOS, lab.UEFI} {
+		t.Run(string(fw), func(t *testing.T) {
+			b := newBench(t, false, lab.Machine{Name: "n1", Firmware: fw})
+			b.run("node", "set", "n1", "--install")
+			b.serve()
+			start := time.Now()
+			b.must(b.rack.PowerOn("n1"))
+			b.seen(loginWait, "n1", "login", "with the node's host key", 1, "failed", "alarm")
+			t.Logf("%s, alone: power-on to SSH login %.0f s\n%s", fw, time.Since(start).Seconds(), b.run("node", "timeline", "n1"))
+		})
+	}
 }
