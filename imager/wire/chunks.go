@@ -15,6 +15,13 @@ import (
 // zstd to find what repeats, little enough for a bounded memory.
 const batch = 1 << 20
 
+// maxBatch bounds what one frame of chunks may become when decompressed: a
+// batch, and the chunk that filled it, with room for larger chunks to come.
+const maxBatch = 16 << 20
+
+// maxIDs bounds a list of chunk IDs (256 MiB of them, some half a terabyte of content).
+const maxIDs = 8 << 20
+
 // Batch gathers chunks and sends them compressed. It is safe for concurrent use.
 type Batch struct {
 	c   *Conn
@@ -110,6 +117,9 @@ func (c *Conn) IDs(f Frame) ([]digest.ID, error) {
 	for {
 		if len(f.Payload)%digest.Size != 0 {
 			return nil, fmt.Errorf("receive chunk IDs: %d bytes are not whole IDs", len(f.Payload))
+		}
+		if len(ids) > maxIDs {
+			return nil, fmt.Errorf("receive chunk IDs: over %d", maxIDs)
 		}
 		for p := f.Payload; len(p) > 0; p = p[digest.Size:] {
 			ids = append(ids, digest.ID(p[:digest.Size]))

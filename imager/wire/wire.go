@@ -46,6 +46,7 @@ const (
 	KindMissing  Kind = 'M' // answer to KindHave: those that are wanted
 	KindChunks   Kind = 'C' // chunks
 	KindEnd      Kind = 'Z' // no more chunks for the last KindWant
+	KindPing     Kind = 'K' // empty, at any time: the sender lives
 )
 
 // Hello is the first message of each side.
@@ -76,30 +77,36 @@ var ErrVersion = errors.New("agent and controller speak different versions")
 // Conn is one end of the stream. Sends are safe for concurrent use; receives
 // belong to one goroutine.
 type Conn struct {
-	mu  sync.Mutex
-	w   *bufio.Writer
-	r   *bufio.Reader
-	enc *zstd.Encoder
-	dec *zstd.Decoder
+	mu    sync.Mutex
+	w     *bufio.Writer
+	r     *bufio.Reader
+	enc   *zstd.Encoder
+	dec   *zstd.Decoder // of chunks
+	blobs *zstd.Decoder
 
-	sent, received counter
+	sent, received   counter
+	reading, writing moment
 }
 
 // New returns a Conn that reads r and writes w.
 func New(r io.Reader, w io.Writer) *Conn {
 	c := &Conn{}
-	c.r = bufio.NewReaderSize(io.TeeReader(r, &c.received), 256<<10)
-	c.w = bufio.NewWriterSize(io.MultiWriter(w, &c.sent), 256<<10)
+	c.r = bufio.NewReaderSize(io.TeeReader(watchedReader{r, &c.reading}, &c.received), 256<<10)
+	c.w = bufio.NewWriterSize(io.MultiWriter(watchedWriter{w, &c.writing}, &c.sent), 256<<10)
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
 	if err != nil {
 		panic("BUG: zstd options: " + err.Error())
 	}
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(MaxBlob))
+	c.enc, c.dec, c.blobs = enc, newDecoder(maxBatch), newDecoder(MaxBlob)
+	return c
+}
+
+func newDecoder(most uint64) *zstd.Decoder {
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(most))
 	if err != nil {
 		panic("BUG: zstd options: " + err.Error())
 	}
-	c.enc, c.dec = enc, dec
-	return c
+	return dec
 }
 
 // Sent and Received return the bytes that crossed the stream so far.
@@ -198,6 +205,7 @@ func (c *Conn) next(progress func(Progress)) (Frame, error) {
 			return Frame{}, err
 		}
 		switch f.Kind {
+		case KindPing:
 		case KindProgress:
 			var p Progress
 			if err := json.Unmarshal(f.Payload, &p); err != nil {
@@ -211,6 +219,7 @@ func (c *Conn) next(progress func(Progress)) (Frame, error) {
 			if err := json.Unmarshal(f.Payload, e); err != nil {
 				return Frame{}, fmt.Errorf("receive an error: %w", err)
 			}
+			e.Text, e.Hint = Printable(e.Text), Printable(e.Hint)
 			return Frame{}, e
 		default:
 			return f, nil
@@ -227,21 +236,6 @@ func (f Frame) decode(k Kind, v any) error {
 	}
 	if err := json.Unmarshal(f.Payload, v); err != nil {
 		return fmt.Errorf("receive %q: %w", byte(k), err)
-	}
-	return nil
-}
-
-// Greet exchanges Hello and refuses a peer of another protocol or version.
-func (c *Conn) Greet(version string) error {
-	if err := c.Send(KindHello, Hello{Protocol, version}); err != nil {
-		return err
-	}
-	var h Hello
-	if err := c.Expect(KindHello, &h, nil); err != nil {
-		return fmt.Errorf("greet the peer: %w", err)
-	}
-	if h.Protocol != Protocol || h.Version != version {
-		return fmt.Errorf("%w: here protocol %d of ingot %s, there protocol %d of ingot %s", ErrVersion, Protocol, version, h.Protocol, h.Version)
 	}
 	return nil
 }
@@ -281,7 +275,7 @@ func (c *Conn) RecvBlob(progress func(Progress)) ([]byte, error) {
 			break
 		}
 	}
-	b, err := c.dec.DecodeAll(z, nil)
+	b, err := c.blobs.DecodeAll(z, nil)
 	if err != nil {
 		return nil, fmt.Errorf("receive blob: %w", err)
 	}
