@@ -23,6 +23,7 @@ var (
 	ErrHostKey = errors.New("the host key is not the one that was pinned")
 	ErrNoPin   = errors.New("no host key is known for this host")
 	ErrAuth    = errors.New("the node accepts none of the keys")
+	ErrReach   = errors.New("the node cannot be reached")
 )
 
 // Target says which host is meant and how its identity and ours are proven.
@@ -81,6 +82,9 @@ func dial(ctx context.Context, t Target) (*Conn, error) {
 	}
 	nc, err := open(ctx, "tcp", t.Addr)
 	if err != nil {
+		if ctx.Err() == nil || errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			err = fmt.Errorf("%w: %w", ErrReach, err)
+		}
 		return nil, errors.Join(err, c.closeAgent())
 	}
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
@@ -95,8 +99,15 @@ func dial(ctx context.Context, t Target) (*Conn, error) {
 	}
 	if err != nil {
 		nc.Close()
-		if strings.Contains(err.Error(), "unable to authenticate") {
+		switch {
+		case strings.Contains(err.Error(), "unable to authenticate"):
 			err = fmt.Errorf("%w: user %q, %d keys tried: %v", ErrAuth, t.User, len(signers), err)
+		case errors.Is(ctx.Err(), context.DeadlineExceeded):
+			err = fmt.Errorf("%w: it took the connection, but no SSH server answered within %s", ErrReach, t.Timeout)
+		case ctx.Err() != nil:
+			err = ctx.Err()
+		case !errors.Is(err, ErrHostKey) && !errors.Is(err, ErrNoPin):
+			err = fmt.Errorf("%w: %w", ErrReach, err)
 		}
 		return nil, errors.Join(err, c.closeAgent())
 	}

@@ -3,12 +3,14 @@ package remote
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
-	"path"
+	"os"
 	"strings"
 	"sync"
+	"unicode"
 
 	"github.com/pkg/sftp"
 	"golang.org/x/crypto/ssh"
@@ -22,33 +24,62 @@ const AgentPath = "/.ingot/agent"
 // Output runs one command line of the node's shell and returns its standard
 // output; what it wrote to standard error is part of the error.
 func (c *Conn) Output(ctx context.Context, command string) ([]byte, error) {
+	return c.run(ctx, command, nil)
+}
+
+// maxOutput bounds what a command may answer, in bytes.
+const maxOutput = 1 << 20
+
+func (c *Conn) run(ctx context.Context, command string, stdin io.Reader) ([]byte, error) {
+	short, _, _ := strings.Cut(command, "\n")
 	s, err := c.client.NewSession()
 	if err != nil {
-		return nil, fmt.Errorf("run %q on %q: %w", command, c.target.Name, err)
+		return nil, fmt.Errorf("run %q on %q: %w", short, c.target.Name, err)
 	}
 	defer s.Close()
 	defer context.AfterFunc(ctx, func() { s.Close() })()
-	var out, errOut bytes.Buffer
-	s.Stdout, s.Stderr = &out, &errOut
+	out, errOut := &bounded{most: maxOutput}, &bounded{most: 64 << 10}
+	s.Stdin, s.Stdout, s.Stderr = stdin, out, errOut
 	if err := s.Run(command); err != nil {
 		if ctx.Err() != nil {
 			err = ctx.Err()
 		}
-		return out.Bytes(), fmt.Errorf("run %q on %q: %w: %s", command, c.target.Name, err, strings.TrimSpace(errOut.String()))
+		return out.b.Bytes(), fmt.Errorf("run %q on %q: %w: %s", short, c.target.Name, err, printable(errOut.b.String()))
 	}
-	return out.Bytes(), nil
+	return out.b.Bytes(), nil
+}
+
+// bounded keeps the first bytes of an output and drops the others.
+type bounded struct {
+	b    bytes.Buffer
+	most int
+}
+
+func (w *bounded) Write(p []byte) (int, error) {
+	w.b.Write(p[:min(len(p), w.most-w.b.Len())])
+	return len(p), nil
+}
+
+// printable is text of a node, which may be hostile, fit for a terminal.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r != '\n' && r != '\t' && !unicode.IsPrint(r) {
+			return '\ufffd'
+		}
+		return r
+	}, strings.TrimSpace(s))
 }
 
 // EnsureAgent makes sure that AgentPath on the node is exactly the program
-// binary: it compares digests and uploads by SFTP only what differs. It
-// reports whether it uploaded.
+// binary: it compares digests and uploads only what differs. It reports
+// whether it uploaded.
 func (c *Conn) EnsureAgent(ctx context.Context, binary []byte) (bool, error) {
-	want := digest.Of(binary)
-	out, err := c.Output(ctx, "sha256sum "+AgentPath+" 2>/dev/null || true")
+	// Whatever root's login shell is, and whatever it prints, sh does the work.
+	out, err := c.Output(ctx, `sh -c 'a=`+AgentPath+`; test -f $a && test ! -L $a && test -x $a && sha256sum $a; true'`)
 	if err != nil {
 		return false, err
 	}
-	if strings.HasPrefix(string(out), want.String()) {
+	if strings.Contains(string(out), digest.Of(binary).String()+"  "+AgentPath) {
 		return false, nil
 	}
 	if err := c.upload(ctx, binary); err != nil {
@@ -57,21 +88,46 @@ func (c *Conn) EnsureAgent(ctx context.Context, binary []byte) (bool, error) {
 	return true, nil
 }
 
+// prepare makes the agent's directory without a trace in the times of the one
+// above, and removes what uploads that were cut short have left.
+const prepare = `set -e
+if [ -L /.ingot ] || { [ -e /.ingot ] && [ ! -d /.ingot ]; }; then echo "/.ingot is not a directory" >&2; exit 1; fi
+if [ ! -d /.ingot ]; then
+	was=$(stat -c %y / 2>/dev/null || true)
+	mkdir -m 700 /.ingot
+	if [ -n "$was" ]; then touch -m -d "$was" / || true; fi
+fi
+chmod 700 /.ingot
+find /.ingot -maxdepth 1 -name "agent.new*" -mmin +60 -exec rm -rf {} + 2>/dev/null || true
+if [ -d /.ingot/agent ] && [ ! -L /.ingot/agent ]; then rm -rf /.ingot/agent; fi`
+
+// upload puts the agent into its place: by SFTP, or through cat where sshd has
+// no SFTP or the login shell prints something, which SFTP does not survive.
 func (c *Conn) upload(ctx context.Context, binary []byte) error {
+	if _, err := c.Output(ctx, "sh -c '"+prepare+"'"); err != nil {
+		return err
+	}
+	tmp := AgentPath + ".new-" + rand.Text() // another controller may upload at the same time
+	sftpErr := c.uploadSFTP(ctx, tmp, binary)
+	if sftpErr == nil || ctx.Err() != nil {
+		return sftpErr
+	}
+	_, err := c.run(ctx, "sh -c 'umask 077; t="+tmp+"; rm -f $t && cat >$t && chmod 700 $t && sync && mv -f $t "+AgentPath+"'",
+		bytes.NewReader(binary))
+	if err != nil {
+		return fmt.Errorf("%w (and by SFTP: %w)", err, sftpErr)
+	}
+	return nil
+}
+
+func (c *Conn) uploadSFTP(ctx context.Context, tmp string, binary []byte) error {
 	f, err := sftp.NewClient(c.client, sftp.UseConcurrentWrites(true))
 	if err != nil {
 		return fmt.Errorf("start the sftp subsystem: %w", err)
 	}
 	defer f.Close()
 	defer context.AfterFunc(ctx, func() { f.Close() })()
-	dir, tmp := path.Dir(AgentPath), AgentPath+".new"
-	if err := f.MkdirAll(dir); err != nil {
-		return fmt.Errorf("make %q: %w", dir, err)
-	}
-	if err := f.Chmod(dir, 0o700); err != nil {
-		return fmt.Errorf("chmod %q: %w", dir, err)
-	}
-	w, err := f.Create(tmp)
+	w, err := f.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
 	if err != nil {
 		return fmt.Errorf("create %q: %w", tmp, err)
 	}
@@ -145,7 +201,7 @@ func (s stderrOf) Write(b []byte) (int, error) {
 func (p *Process) Stderr() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return strings.TrimSpace(p.errOut.String())
+	return printable(p.errOut.String())
 }
 
 // Wait closes the program's input and waits for its end.
