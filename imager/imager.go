@@ -46,6 +46,7 @@ func Push(ctx context.Context, c *wire.Conn, req wire.Request, target *manifest.
 	if err := c.SendRaw(wire.KindRequest, nil); err != nil {
 		return plan, done, err
 	}
+	theirs := chunksOf(target)
 	for {
 		f, err := c.Next(progress)
 		if err != nil {
@@ -53,7 +54,7 @@ func Push(ctx context.Context, c *wire.Conn, req wire.Request, target *manifest.
 		}
 		switch f.Kind {
 		case wire.KindWant:
-			if err := serveChunks(ctx, c, f, src); err != nil {
+			if err := serveChunks(ctx, c, f, src, theirs); err != nil {
 				return plan, done, err
 			}
 		case wire.KindAnswer:
@@ -64,11 +65,28 @@ func Push(ctx context.Context, c *wire.Conn, req wire.Request, target *manifest.
 	}
 }
 
+// chunksOf are the chunks that a node may ask for: those of its own target.
+// The store holds other nodes' secrets too.
+func chunksOf(m *manifest.Manifest) map[digest.ID]bool {
+	out := map[digest.ID]bool{}
+	for i := range m.Entries {
+		for _, c := range m.Entries[i].Chunks {
+			out[c.ID] = true
+		}
+	}
+	return out
+}
+
 // serveChunks answers one KindWant.
-func serveChunks(ctx context.Context, c *wire.Conn, f wire.Frame, src Source) error {
+func serveChunks(ctx context.Context, c *wire.Conn, f wire.Frame, src Source, theirs map[digest.ID]bool) error {
 	ids, err := c.IDs(f)
 	if err != nil {
 		return err
+	}
+	for _, id := range ids {
+		if !theirs[id] {
+			return fmt.Errorf("push: the agent asks for chunk %s, which is not part of the image", id.Short())
+		}
 	}
 	b := c.NewBatch()
 	if err := src.Fetch(ctx, ids, b.Add); err != nil {
@@ -115,6 +133,7 @@ func Generations(c *wire.Conn, dir string) ([]wire.Generation, error) {
 func Capture(ctx context.Context, c *wire.Conn, req wire.Request, sink Sink, progress func(wire.Progress)) (*manifest.Manifest, wire.Captured, error) {
 	req.Verb = wire.VerbCapture
 	var stats wire.Captured
+	asked := map[digest.ID]bool{}
 	if err := c.Send(wire.KindRequest, req); err != nil {
 		return nil, stats, err
 	}
@@ -125,11 +144,17 @@ func Capture(ctx context.Context, c *wire.Conn, req wire.Request, sink Sink, pro
 		}
 		switch f.Kind {
 		case wire.KindHave:
-			if err := answerHave(ctx, c, f, sink); err != nil {
+			if err := answerHave(ctx, c, f, sink, asked); err != nil {
 				return nil, stats, err
 			}
 		case wire.KindChunks:
-			if err := c.Chunks(f, func(id digest.ID, data []byte) error { return sink.Put(ctx, id, data) }); err != nil {
+			err := c.Chunks(f, func(id digest.ID, data []byte) error {
+				if !asked[id] {
+					return fmt.Errorf("capture: the agent sent chunk %s unasked", id.Short())
+				}
+				return sink.Put(ctx, id, data)
+			})
+			if err != nil {
 				return nil, stats, err
 			}
 		case wire.KindAnswer:
@@ -148,7 +173,8 @@ func Capture(ctx context.Context, c *wire.Conn, req wire.Request, sink Sink, pro
 	}
 }
 
-func answerHave(ctx context.Context, c *wire.Conn, f wire.Frame, sink Sink) error {
+// answerHave says which chunks the sink lacks, and notes that they were asked for.
+func answerHave(ctx context.Context, c *wire.Conn, f wire.Frame, sink Sink, asked map[digest.ID]bool) error {
 	ids, err := c.IDs(f)
 	if err != nil {
 		return err
@@ -156,6 +182,9 @@ func answerHave(ctx context.Context, c *wire.Conn, f wire.Frame, sink Sink) erro
 	missing, err := sink.Missing(ctx, ids)
 	if err != nil {
 		return err
+	}
+	for _, id := range missing {
+		asked[id] = true
 	}
 	return c.SendIDs(wire.KindMissing, missing)
 }
