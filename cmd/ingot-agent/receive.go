@@ -26,7 +26,9 @@ import (
 // ignored, and the generation tells the next controller how it ended.
 func receive(c *cli.Context) error {
 	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
-	conn := wire.New(os.Stdin, os.Stdout)
+	in, out := pollable(os.Stdin), pollable(os.Stdout)
+	conn := wire.New(in, out)
+	conn.KeepAlive(c.Context, wire.Ping, wire.Silence, func() { in.Close(); out.Close() })
 	if err := conn.Greet(version); err != nil {
 		return err
 	}
@@ -39,6 +41,14 @@ func receive(c *cli.Context) error {
 		return errors.Join(err, conn.Send(wire.KindError, describe(err)))
 	}
 	return nil
+}
+
+// pollable returns f such that Close ends a Read or Write that waits.
+func pollable(f *os.File) *os.File {
+	if err := unix.SetNonblock(int(f.Fd()), true); err != nil {
+		return f
+	}
+	return os.NewFile(f.Fd(), f.Name())
 }
 
 func serve(ctx context.Context, conn *wire.Conn, req wire.Request) error {
@@ -82,8 +92,12 @@ func describe(err error) wire.Error {
 		e.Kind, e.Hint = "conflict", "--keep PATTERN leaves such files as they are, --take PATTERN gives them up; --dry-run lists them"
 	case errors.Is(err, rollback.ErrNoSpace):
 		e.Kind, e.Hint = "space", "make room on the node"
+	case errors.Is(err, rollback.ErrNoGeneration):
+		e.Kind, e.Hint = "notfound", "`/.ingot/agent generations` on the node lists what it keeps"
 	case errors.Is(err, rollback.ErrDamaged), errors.Is(err, rollback.ErrCorrupt):
 		e.Kind, e.Hint = "corrupt", "push the image again: content that the node lost comes from the server"
+	case errors.Is(err, rollback.ErrStale):
+		e.Kind, e.Hint = "busy", "somebody else changed this node meanwhile; look again with --dry-run"
 	case errors.Is(err, rollback.ErrChanged):
 		e.Kind, e.Hint = "changed", "nothing was switched; try again, or stop the program that writes there"
 	}
