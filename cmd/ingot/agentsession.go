@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,16 +27,29 @@ type agentSession struct {
 	ssh  *remote.Conn
 	proc *remote.Process
 	conn *wire.Conn
+	end  context.CancelFunc // of the pings
 }
 
 // Close ends the agent's input and the connection.
 func (s *agentSession) Close() error {
+	s.end()
 	return errors.Join(s.proc.WriteCloser.Close(), s.ssh.Close())
 }
 
 // explain adds what the agent said on its standard error to an end of stream
-// that says nothing.
+// that says nothing, and the exit code to what the node does not have.
 func (s *agentSession) explain(err error) error {
+	var peer *wire.Error
+	if errors.As(err, &peer) && peer.Kind == "notfound" {
+		return withHint(coded{err, exitNotFound}, "%s", peer.Hint)
+	}
+	if errors.Is(err, wire.ErrGreeting) {
+		text := s.proc.Stderr()
+		if text != "" {
+			err = fmt.Errorf("%w; and on standard error: %s", err, text)
+		}
+		return withHint(err, "something else than the agent answers: does root's login shell end or replace commands (/root/.bashrc, ForceCommand)?")
+	}
 	if err == nil || !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return err
 	}
@@ -111,12 +125,18 @@ func (p *program) dialAgent(ctx context.Context, w *world, user, host string) (*
 	return p.startAgent(ctx, t)
 }
 
+// greetWait is how long an agent may take to start.
+const greetWait = 30 * time.Second
+
 func (p *program) startAgent(ctx context.Context, t remote.Target) (*agentSession, error) {
 	binary, err := p.agent()
 	if err != nil {
 		return nil, err
 	}
 	c, err := remote.Dial(ctx, t)
+	if errors.Is(err, remote.ErrReach) {
+		return nil, withHint(err, "is it switched on, and does sshd run there? `ssh %s@%s` tries the same", t.User, strings.TrimSuffix(t.Addr, ":22"))
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -128,7 +148,15 @@ func (p *program) startAgent(ctx context.Context, t remote.Target) (*agentSessio
 		return nil, errors.Join(err, c.Close())
 	}
 	s := &agentSession{ssh: c, proc: proc, conn: wire.New(proc, proc)}
-	if err := s.conn.Greet(version); err != nil {
+	var alive context.Context
+	alive, s.end = context.WithCancel(ctx)
+	s.conn.KeepAlive(alive, wire.Ping, wire.Silence, func() { c.Close() })
+	late := time.AfterFunc(greetWait, func() { c.Close() })
+	err = s.conn.Greet(version)
+	if !late.Stop() && err != nil {
+		err = fmt.Errorf("it did not greet within %s", greetWait)
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("agent on %q: %w", t.Name, s.explain(err)), s.Close())
 	}
 	return s, nil
