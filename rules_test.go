@@ -26,6 +26,7 @@ func arrows() []arrow {
 	return []arrow{
 		{"cmd/ingot", all, "joins everything"},
 		{"cmd/ingot-agent", []string{"classes/...", "imager/...", "rollback", "installer/..."}, "the node's program must stay small: no server, no SSH, no SQL"},
+		{"e2e/...", all, "tests from outside; nothing imports them"},
 		{"lab/...", nil, "the rack is a tool: it drives programs, it is no part of them"},
 		{"pxe/pxetest", []string{"pxe"}, "a fake ROM speaks to the server it tests"},
 		{"pxe", nil, "answers machines; what they get is decided elsewhere"},

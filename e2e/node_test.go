@@ -1,0 +1,18 @@
+package e2e
+
+import "testing"
+
+// TestNode runs every case on a node of its own.
+func TestNode(t *testing.T) {
+	need(t)
+	b := newBase(t)
+	cases := map[string]func(*testing.T, *base){}
+	for _, set := range []map[string]func(*testing.T, *base){sshCases(), pushCases()} {
+		for name, fn := range set {
+			cases[name] = fn
+		}
+	}
+	for name, fn := range cases {
+		t.Run(name, func(t *testing.T) { t.Parallel(); fn(t, b) })
+	}
+}
