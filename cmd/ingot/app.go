@@ -9,11 +9,14 @@ import (
 	"log/slog"
 	"os"
 	"os/user"
+	"regexp"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
+
+	"ingot/internal/problem"
 )
 
 // program is one run of ingot.
@@ -43,7 +46,7 @@ func (p *program) Run(ctx context.Context) int {
 		err = fmt.Errorf("%w (%v)", context.Canceled, err)
 	}
 	text, hint, code := diagnose(err)
-	fmt.Fprintf(p.Stderr, "ingot: %s\n", text)
+	fmt.Fprintf(p.Stderr, "ingot: %s\n", strings.TrimPrefix(text, "ingot "))
 	if hint != "" {
 		fmt.Fprintf(p.Stderr, "hint: %s\n", hint)
 	}
@@ -61,7 +64,6 @@ func (p *program) app() *cli.App {
 		ErrWriter:                 p.Stderr,
 		ExitErrHandler:            func(*cli.Context, error) {},
 		OnUsageError:              onUsage,
-		CustomAppHelpTemplate:     appHelp,
 		Flags:                     []cli.Flag{siteFlag()},
 		Commands: []*cli.Command{
 			p.initCommand(), p.checkCommand(), p.serveCommand(),
@@ -72,13 +74,15 @@ func (p *program) app() *cli.App {
 		},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
-				return usagef("there is no verb %q; `ingot --help` lists them", c.Args().First())
+				return noVerb("ingot", c.App.Commands, c.Args().First())
 			}
 			return cli.ShowAppHelp(c)
 		},
 	}
+	app.CustomAppHelpTemplate = appPage(app).template()
 	for _, c := range app.Commands {
-		finish(c, "ingot")
+		finish(c, app.Name)
+		c.HelpName = "" // the library puts the program's name before it
 	}
 	return app
 }
@@ -93,62 +97,102 @@ type verb struct {
 	examples []string
 	flags    []cli.Flag
 	run      func(c *cli.Context) error
-	raw      bool // flags behind the first argument belong to another program
 }
 
 func (v verb) command() *cli.Command {
 	return &cli.Command{
-		Name: v.name, Aliases: v.aliases, Usage: v.usage, ArgsUsage: v.args, Description: describe(v),
-		Flags: append(v.flags, siteFlag()), Action: v.run, SkipFlagParsing: v.raw,
-		HideHelpCommand: true, OnUsageError: onUsage, CustomHelpTemplate: verbHelp,
+		Name: v.name, Aliases: v.aliases, Usage: v.usage, ArgsUsage: v.args, Description: v.about, UsageText: strings.Join(v.examples, "\n"),
+		Flags: append(v.flags, siteFlag()), Action: v.run, HideHelpCommand: true, OnUsageError: onUsage,
 	}
 }
 
 // noun groups verbs.
 func noun(name, usage string, verbs ...*cli.Command) *cli.Command {
-	return &cli.Command{Name: name, Usage: usage, Subcommands: verbs, HideHelpCommand: true, OnUsageError: onUsage,
+	return &cli.Command{Name: name, Usage: usage, Subcommands: verbs, Flags: []cli.Flag{siteFlag()}, HideHelpCommand: true, OnUsageError: onUsage,
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
-				return usagef("`ingot %s` has no verb %q; `ingot %s --help` lists them", name, c.Args().First(), name)
+				return noVerb("ingot "+name, verbs, c.Args().First())
 			}
 			return cli.ShowSubcommandHelp(c)
-		}, CustomHelpTemplate: nounHelp}
+		}}
 }
 
-// finish makes the help of nested commands name the whole command.
+// noVerb refuses a word that is no verb of a command.
+func noVerb(command string, verbs []*cli.Command, word string) error {
+	var known []string
+	for _, v := range verbs {
+		known = append(known, v.Names()...)
+	}
+	return withHint(usagef("%s verb %q%s", hasNo(command), word, problem.Hint(word, known)), "`%s --help` lists what there is", command)
+}
+
+// hasNo begins a sentence about what a command lacks.
+func hasNo(command string) string {
+	if command == "ingot" {
+		return "there is no"
+	}
+	return command + " has no"
+}
+
+// finish makes the help of a command and of those below it name the whole command.
 func finish(c *cli.Command, parent string) {
 	c.HelpName = parent + " " + c.Name
+	c.CustomHelpTemplate = pageOf(c, c.HelpName).template()
 	for _, s := range c.Subcommands {
 		finish(s, c.HelpName)
 	}
 }
 
-func onUsage(_ *cli.Context, err error, _ bool) error { return usageError{err.Error()} }
+// onUsage explains what package flag says of options.
+func onUsage(c *cli.Context, err error, _ bool) error {
+	command, value := orElse(c.Command.HelpName, c.App.Name), regexp.MustCompile(`for flag -+(\S+): .*`)
+	text := err.Error()
+	if name, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
+		var known []string
+		for _, f := range c.Command.Flags {
+			known = append(known, f.Names()...)
+		}
+		name = strings.TrimLeft(name, "-")
+		text = fmt.Sprintf("%s option --%s", hasNo(command), name)
+		if near := problem.Nearest(name, known); near != "" {
+			text += fmt.Sprintf(" (did you mean --%s?)", near)
+		}
+	} else if name, ok := strings.CutPrefix(text, "flag needs an argument: -"); ok {
+		text = fmt.Sprintf("%s: --%s wants a value", command, strings.TrimLeft(name, "-"))
+	} else {
+		text = command + ": " + value.ReplaceAllString(text, "for --$1") // `invalid value "x" for flag -to: parse error`
+	}
+	return withHint(usageError{text}, "`%s --help` explains the options", command)
+}
 
 func siteFlag() cli.Flag {
-	return &cli.StringFlag{Name: "site", Usage: "the site's `DIR`", EnvVars: []string{"INGOT_SITE"}, DefaultText: "the current directory"}
+	return &cli.StringFlag{Name: "site", Usage: "the site's `DIR`", DefaultText: "INGOT_SITE, else the current directory"}
 }
 
 func jsonFlag() cli.Flag {
 	return &cli.BoolFlag{Name: "json", Usage: "answer in JSON, for machines"}
 }
 
-// siteDir is the directory that --site names, before or after the verb.
+// siteDir is the directory that --site names, before or after the verb, else
+// INGOT_SITE. The library's own reading of the environment would let it win
+// over a --site before the verb.
 func siteDir(c *cli.Context) string {
 	for _, ctx := range c.Lineage() {
-		if ctx.IsSet("site") {
-			if s := ctx.String("site"); s != "" {
-				return s
-			}
+		if s := ctx.String("site"); s != "" {
+			return s
 		}
 	}
-	return "."
+	return orElse(os.Getenv("INGOT_SITE"), ".")
 }
 
 // wantArgs checks the number of positional arguments.
 func wantArgs(c *cli.Context, low, high int) error {
 	if n := c.Args().Len(); n < low || high >= 0 && n > high {
-		return usagef("%s: want %s, got %d arguments; see `%s --help`", c.Command.HelpName, c.Command.ArgsUsage, n, c.Command.HelpName)
+		want := "wants " + c.Command.ArgsUsage
+		if high == 0 {
+			want = "takes no arguments"
+		}
+		return withHint(usagef("%s %s, got %d arguments", c.Command.HelpName, want, n), "see `%s --help`", c.Command.HelpName)
 	}
 	return nil
 }

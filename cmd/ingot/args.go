@@ -8,43 +8,50 @@ import (
 
 // reorder moves the flags that stand behind positional arguments in front of
 // them, as people type them (`ingot push web:2 n1 --dry-run`); the CLI library
-// stops at the first positional argument. What follows "--" is left alone.
+// stops at the first positional argument. What follows "--" is no flag.
+// `ingot help VERB` becomes `ingot VERB --help`, `ingot version` --version.
 func reorder(app *cli.App, args []string) []string {
 	if len(args) == 0 {
 		return args
 	}
 	out, rest := args[:1:1], args[1:]
+	if len(rest) > 0 && (rest[0] == "help" || rest[0] == "version") {
+		rest = append(rest[1:len(rest):len(rest)], "--"+rest[0])
+	}
 	commands, flags := app.Commands, app.Flags
-	for len(rest) > 0 {
+	for len(rest) > 0 && len(commands) > 0 {
 		word := rest[0]
-		if strings.HasPrefix(word, "-") && word != "-" && word != "--" {
+		if isFlag(word) {
 			n := flagWidth(flags, rest)
 			out, rest = append(out, rest[:n]...), rest[n:]
 			continue
 		}
 		cmd := findCommand(commands, word)
-		if cmd == nil {
-			break
+		if cmd == nil { // no verb: the flags behind it are not ours to judge
+			return append(out, rest...)
 		}
 		out, rest = append(out, word), rest[1:]
 		commands, flags = cmd.Subcommands, cmd.Flags
-		if cmd.SkipFlagParsing {
-			return append(out, rest...)
-		}
 	}
-	var flagged, plain []string
+	var plain []string
 	for len(rest) > 0 {
 		switch word := rest[0]; {
 		case word == "--":
-			return append(append(append(out, flagged...), plain...), rest...)
-		case strings.HasPrefix(word, "-") && word != "-":
+			return append(append(append(out, "--"), plain...), rest[1:]...)
+		case isFlag(word):
 			n := flagWidth(flags, rest)
-			flagged, rest = append(flagged, rest[:n]...), rest[n:]
+			out, rest = append(out, rest[:n]...), rest[n:]
 		default:
 			plain, rest = append(plain, word), rest[1:]
 		}
 	}
-	return append(append(out, flagged...), plain...)
+	return append(out, plain...)
+}
+
+// isFlag reports whether word is an option; "-" is standard input, and "--"
+// ends the options.
+func isFlag(word string) bool {
+	return strings.HasPrefix(word, "-") && word != "-" && word != "--"
 }
 
 // flagWidth says how many words the flag at words[0] takes: 2 when its value

@@ -70,6 +70,7 @@ func diagnose(err error) (text, hint string, code int) {
 	var c coded
 	var u usageError
 	var corrupt *store.CorruptError
+	var damage store.Damage
 	var peer *wire.Error
 	var problems site.Problems
 	switch {
@@ -81,7 +82,10 @@ func diagnose(err error) (text, hint string, code int) {
 		code = exitUsage
 	case errors.As(err, &problems):
 		text = strings.TrimRight(text, "\n")
-	case errors.As(err, &corrupt):
+		if text == problems.Error() { // nothing stands before them
+			text = fmt.Sprintf("%s:\n%s", count(len(problems), "problem"), text)
+		}
+	case errors.As(err, &corrupt), errors.As(err, &damage): // a pack that an image needs and that is missing is damage
 		code = exitCorrupt
 		hint = orElse(hint, "`ingot image verify` lists all that is damaged; capture or import the image again")
 	case errors.Is(err, store.ErrMissing), errors.Is(err, inventory.ErrNotFound):
@@ -113,3 +117,11 @@ func orElse(a, b string) string {
 type silent struct{ code int }
 
 func (s silent) Error() string { return fmt.Sprintf("exit status %d", s.code) }
+
+// count is `1 thing` or `n things`.
+func count(n int, thing string) string {
+	if n != 1 {
+		thing += "s"
+	}
+	return fmt.Sprintf("%d %s", n, thing)
+}
