@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"ingot/internal/digest"
+	"ingot/inventory"
+	"ingot/site"
+)
+
+// armer arms nodes for installation.
+type armer struct {
+	// config
+	p *program
+	w *world
+
+	// state
+	built map[digest.ID]string // image -> key of the environment that installs it
+}
+
+// arm verifies everything that an installation needs, and only then lets the
+// next network boot of n install.
+func (a *armer) arm(ctx context.Context, n *site.Node, ref string) (string, error) {
+	w := a.w
+	if n.BootNIC() == nil && n.Serial == "" && n.UUID == "" {
+		return "", withHint(errors.New("nothing tells the machine: it has no MAC, serial or UUID"), "add its card: nics: in %s", n.File())
+	}
+	prof, err := resolveProfile(w.Site, n)
+	if err != nil {
+		return "", err
+	}
+	if ref == "" {
+		ref = prof.Profile.Image
+	}
+	if ref == "" {
+		return "", withHint(errors.New("its classes name no image"), "set image: in profile/CLASS.yaml, or use --image")
+	}
+	if prof.Disk == nil {
+		return "", withHint(errors.New("none of its classes has a disk_config"), "write disk_config/DEFAULT; `ingot init` shows an example")
+	}
+	id, err := resolveImage(ctx, w, ref)
+	if err != nil {
+		return "", err
+	}
+	if err := w.images.VerifyCached(ctx, id); err != nil {
+		return "", fmt.Errorf("image %q cannot be installed: %w", ref, err)
+	}
+	if _, err := renderOverlay(ctx, w, n, prof, id); err != nil {
+		return "", err
+	}
+	if _, err := w.hostKeys(ctx, n.Name); err != nil {
+		return "", err
+	}
+	if err := a.build(ctx, id); err != nil {
+		return "", err
+	}
+	return ref, w.state.Arm(ctx, n.Name, ref, id.String(), a.built[id], operator())
+}
+
+// build makes the environment that installs an image, once for all nodes.
+func (a *armer) build(ctx context.Context, image digest.ID) error {
+	if a.built[image] != "" {
+		return nil
+	}
+	o, err := imageOptions(ctx, a.w, image)
+	if err != nil {
+		return err
+	}
+	env, err := a.p.buildNetboot(ctx, a.w, o)
+	if err != nil {
+		return err
+	}
+	a.built[image] = env.Key.String()
+	return nil
+}
+
+// disarm makes a node boot its disk again.
+func disarm(ctx context.Context, w *world, node string) error {
+	err := w.state.Disarm(ctx, node)
+	switch {
+	case errors.Is(err, inventory.ErrNotFound):
+		return fmt.Errorf("disarm node %q: it was never armed", node)
+	case errors.Is(err, inventory.ErrNotArmed):
+		return withHint(err, "a node can be disarmed until its disk is written; `ingot node show %s`", node)
+	}
+	return err
+}
