@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,7 +14,6 @@ import (
 	"ingot/imager/store"
 	"ingot/imager/tree"
 	"ingot/imager/wire"
-	"ingot/internal/digest"
 	"ingot/internal/manifest"
 	"ingot/internal/pattern"
 )
@@ -31,10 +28,10 @@ func (p *program) imageCommand() *cli.Command {
 			examples: []string{"ingot image build debian:12 --debian bookworm", "ingot image build web:1 --debian bookworm --include nginx-light,rsync",
 				`ingot image build web:1 --debian bookworm --hook 'echo hello > "$1/etc/motd"'`},
 			flags: []cli.Flag{
-				&cli.StringFlag{Name: "debian", Usage: "the release's `SUITE`", Required: true},
-				&cli.StringSliceFlag{Name: "include", Usage: "more `PACKAGES`, separated by commas"},
+				&cli.StringFlag{Name: "debian", Usage: "the release's `SUITE`: bookworm, trixie"},
+				&cli.StringSliceFlag{Name: "include", Usage: "more `PACKAGES`, separated by commas; may be repeated"},
 				&cli.StringFlag{Name: "mirror", Usage: "`URL` of the Debian mirror", DefaultText: "mmdebstrap's"},
-				&cli.StringSliceFlag{Name: "hook", Usage: "shell `COMMAND` that changes the finished tree; $1 is its top"},
+				&cli.StringSliceFlag{Name: "hook", Usage: "a shell `COMMAND` that changes the finished tree, whose top is $1; may be repeated"},
 				jsonFlag(),
 			}, run: p.imageBuild}.command(),
 		verb{name: "capture", usage: "turn a directory or a live node into an image", args: "DIR|USER@HOST:/ NAME",
@@ -43,8 +40,8 @@ func (p *program) imageCommand() *cli.Command {
   are left out. Only chunks that the store lacks are compressed, and cross the wire. A file that
   changes while it is read is read again and, failing that, fails the capture: an image is published
   whole or not at all.`,
-			examples: []string{"ingot image capture /srv/golden web:2", "ingot image capture root@n1:/ web:2      (n1: a node of the site, or any host in known_hosts)"},
-			flags:    []cli.Flag{&cli.StringSliceFlag{Name: "exclude", Usage: "leave out paths like `PATTERN`"}, jsonFlag()}, run: p.imageCapture}.command(),
+			examples: []string{"ingot image capture /srv/golden web:2", "ingot image capture root@n1:/ web:2      n1 is a node, or any host in known_hosts"},
+			flags:    []cli.Flag{&cli.StringSliceFlag{Name: "exclude", Usage: "leave out paths like `PATTERN`, such as '/srv/**'; may be repeated"}, jsonFlag()}, run: p.imageCapture}.command(),
 		verb{name: "list", aliases: []string{"ls"}, usage: "list the images",
 			about: "SIZE is the content, STORED what it takes in the store, UNIQUE what removing it would free.", examples: []string{"ingot image list"}, flags: []cli.Flag{jsonFlag()}, run: p.imageList}.command(),
 		verb{name: "show", usage: "show one image", args: "IMAGE", about: "Shows where an image comes from and what it holds.",
@@ -69,6 +66,9 @@ func (p *program) imageBuild(c *cli.Context) error {
 	ref, err := store.ParseRef(c.Args().First())
 	if err != nil {
 		return usageError{err.Error()}
+	}
+	if c.String("debian") == "" {
+		return withHint(usagef("image build: want the release with --debian SUITE"), "`ingot image build %s --debian bookworm`", c.Args().First())
 	}
 	w, err := openWorld(c)
 	if err != nil {
@@ -239,135 +239,6 @@ func kernelOf(m *manifest.Manifest) string {
 		}
 	}
 	return last
-}
-
-func (p *program) imageList(c *cli.Context) error {
-	if err := wantArgs(c, 0, 0); err != nil {
-		return err
-	}
-	w, err := openWorld(c)
-	if err != nil {
-		return err
-	}
-	defer w.Close()
-	usage, err := w.images.Usage(c.Context)
-	if err != nil {
-		return err
-	}
-	if c.Bool("json") {
-		return p.printJSON(usage)
-	}
-	rows := [][]string{{"IMAGE", "DIGEST", "ENTRIES", "SIZE", "STORED", "UNIQUE", "AGE", "KERNEL", "SOURCE"}}
-	for _, u := range usage {
-		if u.Err != nil {
-			rows = append(rows, []string{u.Ref.String(), u.Digest.Short(), "damaged: " + u.Err.Error()})
-			continue
-		}
-		rows = append(rows, []string{u.Ref.String(), u.Digest.Short(), fmt.Sprint(u.Entries), size(u.Size), size(u.Stored), size(u.Unique),
-			time.Since(u.Created).Round(time.Minute).String(), u.Kernel, u.Source})
-	}
-	return p.table(rows)
-}
-
-func (p *program) imageShow(c *cli.Context) error {
-	if err := wantArgs(c, 1, 1); err != nil {
-		return err
-	}
-	w, err := openWorld(c)
-	if err != nil {
-		return err
-	}
-	defer w.Close()
-	id, err := resolveImage(c.Context, w, c.Args().First())
-	if err != nil {
-		return err
-	}
-	m, err := w.images.Manifest(c.Context, id)
-	if err != nil {
-		return err
-	}
-	refs, err := w.images.Refs(c.Context)
-	if err != nil {
-		return err
-	}
-	var names []store.Named
-	for _, n := range refs {
-		if n.Digest == id {
-			names = append(names, n)
-		}
-	}
-	if c.Bool("json") {
-		out := map[string]any{"digest": id, "names": names, "entries": len(m.Entries), "bytes": m.TotalSize(), "kernel": kernelOf(m)}
-		if c.Bool("files") {
-			out["files"] = m.Entries
-		}
-		return p.printJSON(out)
-	}
-	fmt.Fprintf(p.Stdout, "digest   %s\nentries  %d\nsize     %s\nkernel   %s\n", id, len(m.Entries), size(m.TotalSize()), orElse(kernelOf(m), "none"))
-	for _, n := range names {
-		fmt.Fprintf(p.Stdout, "name     %s, since %s, from %s\n", n.Ref, n.Created.Local().Format(time.DateTime), orElse(n.Source, "unknown"))
-	}
-	if c.Bool("files") {
-		return listEntries(p.Stdout, m)
-	}
-	return nil
-}
-
-func listEntries(w io.Writer, m *manifest.Manifest) error {
-	kinds := [...]string{"?", "-", "d", "l", "c", "b", "p"}
-	for _, e := range m.Entries {
-		if _, err := fmt.Fprintf(w, "%s%04o %5d %5d %12d %s %q\n", kinds[min(int(e.Type), len(kinds)-1)], e.Mode, e.UID, e.GID, e.Size,
-			time.Unix(0, e.ModTime).UTC().Format("2006-01-02T15:04:05.000000000"), e.Path); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// resolveImage finds an image by name, name:tag or digest.
-func resolveImage(ctx context.Context, w *world, text string) (digest.ID, error) {
-	id, err := w.images.Resolve(ctx, text)
-	if errors.Is(err, store.ErrMissing) {
-		return id, withHint(fmt.Errorf("image %q: %w", text, err), "`ingot image list` shows the images of this site")
-	}
-	return id, err
-}
-
-func (p *program) imageVerify(c *cli.Context) error {
-	if err := wantArgs(c, 0, 1); err != nil {
-		return err
-	}
-	w, err := openWorld(c)
-	if err != nil {
-		return err
-	}
-	defer w.Close()
-	bar := p.bar()
-	o := store.VerifyOptions{Progress: func(done, total int64) { bar.show(wire.Progress{Task: "verify", Done: done, Total: total}) }}
-	if c.Args().Present() {
-		if o.Manifest, err = resolveImage(c.Context, w, c.Args().First()); err != nil {
-			return err
-		}
-	}
-	rep, err := w.images.Verify(c.Context, o)
-	bar.end()
-	if err != nil {
-		return err
-	}
-	if c.Bool("json") {
-		if err := p.printJSON(rep); err != nil {
-			return err
-		}
-	} else {
-		for _, d := range rep.Damage {
-			fmt.Fprintf(p.Stdout, "DAMAGED %s\n", d)
-		}
-		fmt.Fprintf(p.Stdout, "%d images, %d packs, %s read: %d damaged\n", rep.Manifests, rep.Packs, size(rep.Bytes), len(rep.Damage))
-	}
-	if len(rep.Damage) > 0 {
-		return coded{fmt.Errorf("%d objects of the store are damaged", len(rep.Damage)), exitCorrupt}
-	}
-	return nil
 }
 
 func captureNotes(s tree.Stats) []string {

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -72,25 +75,45 @@ func (p *program) check(c *cli.Context) error {
 			}
 		}
 	}
-	for _, n := range notes.Sorted() {
-		p.say("note: %s", n)
-	}
 	all = all.Sorted()
+	if !c.Bool("json") {
+		p.notes(notes.Sorted())
+	}
 	if c.Bool("json") {
-		if all == nil {
-			all = problem.List{}
-		}
-		if err := p.printJSON(all); err != nil {
+		if err := p.printJSON(map[string]any{"problems": viewProblems(all), "notes": viewProblems(notes.Sorted())}); err != nil {
 			return err
 		}
 	}
 	if len(all) == 0 {
 		if !c.Bool("json") {
-			fmt.Fprintf(p.Stdout, "%s: no problems: %d nodes, %d networks\n", s.Dir, len(s.Nodes), len(s.Networks))
+			fmt.Fprintf(p.Stdout, "%s: no problems: %s, %s\n", s.Dir, count(len(s.Nodes), "node"), count(len(s.Networks), "network"))
 		}
 		return nil
 	}
 	return all
+}
+
+// problemView is a problem of a file that people write.
+type problemView struct {
+	File   string `json:"file"`
+	Line   int    `json:"line,omitempty"`
+	Column int    `json:"column,omitempty"`
+	Text   string `json:"text"`
+	Source string `json:"source,omitempty"` // the line
+}
+
+func viewProblems(list problem.List) []problemView {
+	out := []problemView{}
+	for _, x := range list {
+		out = append(out, problemView{x.File, x.Line, x.Col, x.Text, x.Code})
+	}
+	return out
+}
+
+func (p *program) notes(list problem.List) {
+	for _, n := range list {
+		p.say("note: %s", n)
+	}
 }
 
 // space is the config space of a site.
@@ -112,7 +135,7 @@ func resolveProfile(s *site.Site, n *site.Node) (*classes.Resolved, error) {
 
 func (p *program) classCommand() *cli.Command {
 	return noun("class", "what classes say",
-		verb{name: "list", aliases: []string{"ls"}, usage: "list the classes and their nodes", about: "Lists every class that a node has or a file of the config space is named for.",
+		verb{name: "list", aliases: []string{"ls"}, usage: "list the classes and their nodes", about: "Lists every class that a node has as far as the server knows: classes that scripts add on the\nnode are not among them, nor the one that is called like the node.",
 			examples: []string{"ingot class list"}, flags: []cli.Flag{jsonFlag()}, run: p.classList}.command(),
 		verb{name: "explain", usage: "show every value of a node, and where it came from", args: "NODE",
 			about:    "Shows what the classes of a node add up to, each value with its class, file and line, and what it displaced.",
@@ -140,12 +163,17 @@ func (p *program) classList(c *cli.Context) error {
 			return err
 		}
 		for _, class := range list {
+			if class == n.Name {
+				continue
+			}
 			if nodes[class] == nil {
 				order = append(order, class)
 			}
 			nodes[class] = append(nodes[class], n.Name)
 		}
 	}
+	rank := func(class string) int { return map[string]int{"DEFAULT": -1, "LAST": 1}[class] }
+	slices.SortFunc(order, func(a, b string) int { return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a, b)) })
 	rows, out := [][]string{{"CLASS", "NODES"}}, []row{}
 	for _, class := range order {
 		out = append(out, row{class, nodes[class]})
@@ -176,27 +204,68 @@ func (p *program) classExplain(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	values := withNodeVars(nodes[0], r.Values)
 	if c.Bool("json") {
-		return p.printJSON(map[string]any{"node": r.Node, "classes": r.Classes, "values": r.Values, "notes": r.Notes})
+		return p.printJSON(map[string]any{"node": r.Node, "classes": r.Classes, "values": viewValues(values), "notes": viewProblems(r.Notes)})
 	}
 	fmt.Fprintf(p.Stdout, "classes  %s\n\n", strings.Join(r.Classes, " "))
 	rows := [][]string{{"KIND", "KEY", "VALUE", "CLASS", "FROM"}}
-	for _, v := range r.Values {
+	for _, v := range values {
 		rows = append(rows, explainRow(v, v.Key))
 		for _, o := range v.Overridden {
 			rows = append(rows, explainRow(o, "  instead of"))
 		}
 	}
-	for name, value := range nodes[0].Vars {
-		rows = append(rows, []string{"var", name, value, "-", nodes[0].File()})
-	}
 	if err := p.table(rows); err != nil {
 		return err
 	}
-	for _, n := range r.Notes {
-		p.say("note: %s", n)
-	}
+	p.notes(r.Notes)
 	return nil
+}
+
+// withNodeVars adds the variables of a node's own file, which win over those of
+// its classes.
+func withNodeVars(n *site.Node, values []classes.Value) []classes.Value {
+	values = slices.Clone(values)
+	for _, name := range slices.Sorted(maps.Keys(n.Vars)) {
+		v := classes.Value{Kind: "var", Key: name, Value: masked(name, n.Vars[name]), Class: "-", File: n.File()}
+		same := func(o classes.Value) bool { return o.Kind == "var" && o.Key == name }
+		if i := slices.IndexFunc(values, same); i >= 0 {
+			v.Overridden = append([]classes.Value{values[i]}, values[i].Overridden...)
+			values[i] = v
+		} else {
+			values = append(values, v)
+		}
+	}
+	return values
+}
+
+// masked is the value of a variable for people's eyes: names that end in PW
+// hold secrets, as in package classes.
+func masked(name, value string) string {
+	if strings.HasSuffix(name, "PW") && value != "" {
+		return "********"
+	}
+	return value
+}
+
+// valueView is a value of a node and where it came from.
+type valueView struct {
+	Kind      string      `json:"kind"` // profile, var, disk, file, script
+	Key       string      `json:"key"`
+	Value     string      `json:"value"`
+	Class     string      `json:"class"`
+	File      string      `json:"file"`
+	Line      int         `json:"line,omitempty"`
+	InsteadOf []valueView `json:"instead_of,omitempty"`
+}
+
+func viewValues(list []classes.Value) []valueView {
+	out := []valueView{}
+	for _, v := range list {
+		out = append(out, valueView{v.Kind, v.Key, v.Value, v.Class, v.File, v.Line, viewValues(v.Overridden)})
+	}
+	return out
 }
 
 func explainRow(v classes.Value, key string) []string {
