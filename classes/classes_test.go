@@ -36,9 +36,9 @@ func space(t *testing.T, files map[string]string) *Space {
 
 func example() map[string]string {
 	return map[string]string{
-		"profile/DEFAULT.yaml":     "boot: image\nimage: debian-12:stable\nkernel:\n  args: [a, b]\ncheck: [{unit: ssh.service}]\n",
+		"profile/DEFAULT.yaml":     "boot: image\nimage: debian-12:stable\nkernel:\n  args: [a, b]\nnode_owned: [/srv/**]\n",
 		"profile/WEB.yaml":         "image: web:1\nkernel:\n  args: [c]\n  from: image\n",
-		"profile/LAST.yaml":        "check:\n",
+		"profile/LAST.yaml":        "node_owned:\n",
 		"profile/OTHER.yaml":       "image: other\n",
 		"class/DEFAULT.var":        "A=1\nB=one\nROOTPW='$6$x'\n",
 		"class/WEB.var":            "B=\"$A two\" # why\nC=$(date)\n",

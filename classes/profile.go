@@ -99,6 +99,9 @@ func (p *Profile) check(d *strict.Decoded) {
 			d.Bad(fmt.Sprintf("node_owned[%d]", i), "%v", err)
 		}
 	}
+	if len(p.Check) > 0 {
+		d.Bad("check", "check is not supported yet: nothing would be checked")
+	}
 	for i, c := range p.Check {
 		n := 0
 		for _, x := range []string{c.Unit, c.HTTP, c.Exec} {

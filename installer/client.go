@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"ingot/internal/digest"
@@ -43,7 +44,7 @@ type Client struct {
 	Patience time.Duration // 0: the constant Patience
 
 	// state
-	token string
+	token atomic.Pointer[string] // of the session, once the profile is claimed
 	http  *http.Client
 }
 
@@ -65,9 +66,12 @@ func (c *Client) Claim(ctx context.Context, cl Claim) (Job, error) {
 	if err := c.call(ctx, PathClaim, cl, &got); err != nil {
 		return Job{}, fmt.Errorf("claim the profile of %q: %w", cl.Node, err)
 	}
-	c.token = got.Token
+	c.token.Store(&got.Token)
 	return got.Job, nil
 }
+
+// Claimed reports whether there is a session.
+func (c *Client) Claimed() bool { return c.token.Load() != nil }
 
 // Report sends progress once, without repeats: the next one supersedes it.
 func (c *Client) Report(ctx context.Context, p Progress) error {
@@ -185,8 +189,8 @@ func (c *Client) send(ctx context.Context, method, path string, body []byte, byt
 	if err != nil {
 		return nil, err
 	}
-	if c.token != "" {
-		req.Header.Set("Authorization", "Bearer "+c.token)
+	if t := c.token.Load(); t != nil {
+		req.Header.Set("Authorization", "Bearer "+*t)
 	}
 	if byteRange != "" {
 		req.Header.Set("Range", byteRange)

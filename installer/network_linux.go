@@ -123,6 +123,11 @@ func apply(link netlink.Link, ack *dhcpv4.DHCPv4) error {
 	if err := netlink.AddrReplace(link, addr); err != nil {
 		return fmt.Errorf("set address %s on %q: %w", addr.IPNet, name, err)
 	}
+	if mtu, err := dhcpv4.GetUint16(dhcpv4.OptionInterfaceMTU, ack.Options); err == nil && mtu >= 576 {
+		if err := netlink.LinkSetMTU(link, int(mtu)); err != nil {
+			return fmt.Errorf("set MTU %d on %q: %w", mtu, name, err)
+		}
+	}
 	if routers := ack.Router(); len(routers) > 0 {
 		r := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: routers[0]}
 		if err := netlink.RouteReplace(r); err != nil {

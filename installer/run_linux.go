@@ -29,6 +29,8 @@ type Run struct {
 	Boot    Boot
 	Console io.Writer // what people at the machine see
 	Facts   map[string]string
+	// LoadModule loads the kernel module of a file system; nil: all are built in.
+	LoadModule func(ctx context.Context, name string) error
 
 	// state
 	log     *slog.Logger
@@ -43,6 +45,7 @@ type Run struct {
 	mounted []string
 	mu      sync.Mutex
 	now     Progress
+	started chan Progress // tasks that have begun, however short they are
 	times   []TaskTime
 	ending  Ending
 }
@@ -93,6 +96,7 @@ func (r *Run) NewLog() *slog.Logger {
 func (r *Run) Install(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	r.started = make(chan Progress, 32) // more than there are tasks
 	go r.report(ctx)
 	err := r.tasks(ctx)
 	r.ending.Tasks = r.times
@@ -129,6 +133,7 @@ func (r *Run) tasks(ctx context.Context) error {
 	} {
 		start := time.Now()
 		r.progress(func(p *Progress) { *p = Progress{Task: t.name, Writing: t.writing} })
+		r.started <- Progress{Task: t.name, Writing: t.writing}
 		r.log.Info("task: " + t.name)
 		if err := t.fn(ctx); err != nil {
 			return fmt.Errorf("%s: %w", t.name, err)
@@ -171,12 +176,15 @@ func (r *Run) report(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case p := <-r.started:
+			r.tell(ctx, p)
+			continue
 		case <-tick.C:
 		}
 		r.mu.Lock()
 		p := r.now
 		r.mu.Unlock()
-		if p == last || p.Task == "claim the profile" {
+		if p == last {
 			continue
 		}
 		if p.Task != last.Task {
@@ -187,9 +195,16 @@ func (r *Run) report(ctx context.Context) {
 		if p.Total > 0 && n%3 == 0 {
 			fmt.Fprintf(r.Console, "%s: %s\n", p.Task, rate.line(p.Done, p.Total))
 		}
-		if err := r.Client.Report(ctx, p); err != nil && ctx.Err() == nil {
-			r.log.Warn("report", "err", err)
-		}
+		r.tell(ctx, p)
+	}
+}
+
+func (r *Run) tell(ctx context.Context, p Progress) {
+	if !r.Client.Claimed() {
+		return
+	}
+	if err := r.Client.Report(ctx, p); err != nil && ctx.Err() == nil {
+		r.log.Warn("report", "err", err)
 	}
 }
 

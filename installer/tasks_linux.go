@@ -146,7 +146,7 @@ func (r *Run) partition(ctx context.Context) error {
 		if m.FS == "vfat" {
 			continue // it holds no owners and modes; mounted once the tree is written
 		}
-		if err := r.mount(m); err != nil {
+		if err := r.mount(ctx, m); err != nil {
 			return err
 		}
 	}
@@ -162,7 +162,12 @@ func eraseBootCode(device string) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-func (r *Run) mount(m disks.Mount) error {
+func (r *Run) mount(ctx context.Context, m disks.Mount) error {
+	if r.LoadModule != nil {
+		if err := r.LoadModule(ctx, m.FS); err != nil {
+			r.log.Warn("load a file system", "fs", m.FS, "err", err) // the mount says whether it was needed
+		}
+	}
 	dir := filepath.Join(Target, m.Path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("mount %s: %w", m.Path, err)
@@ -233,7 +238,7 @@ func (r *Run) write(ctx context.Context) error {
 	}
 	for _, m := range r.plan.Result.Mounts {
 		if m.FS == "vfat" {
-			if err := r.mount(m); err != nil {
+			if err := r.mount(ctx, m); err != nil {
 				return err
 			}
 		}

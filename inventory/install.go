@@ -30,6 +30,7 @@ var (
 	ErrNotArmed = errors.New("the node is not armed for installation")
 	ErrStale    = errors.New("this boot attempt has been superseded")
 	ErrClaimed  = errors.New("another installer has claimed this boot attempt")
+	ErrForeign  = errors.New("the boot attempt belongs to another address")
 )
 
 // Install is the state of a node's installation.
@@ -111,16 +112,23 @@ func (d *DB) Arm(ctx context.Context, node, ref, image, netboot, by string) erro
 	return nil
 }
 
-// Disarm makes node boot its disk again; it fails with ErrNotArmed unless the
-// installation has not begun to write.
-func (d *DB) Disarm(ctx context.Context, node string) error {
-	return d.change(ctx, node, func(in *Install) (Event, error) {
-		if in.State != Armed && in.State != Claimed {
-			return Event{}, fmt.Errorf("state %s: %w", in.State, ErrNotArmed)
+// Disarm makes node boot its disk again: its installation is forgotten. It
+// fails with ErrNotArmed when none was ordered, or it has begun to write.
+func (d *DB) Disarm(ctx context.Context, node, by string) error {
+	err := d.tx(ctx, func(tx *sql.Tx) error {
+		res, err := tx.ExecContext(ctx, `DELETE FROM installs WHERE node=? AND state IN (?,?)`, node, Armed, Claimed)
+		if err != nil {
+			return err
 		}
-		in.State, in.Reason, in.Token, in.Nonce = Failed, "disarmed by the operator", "", ""
-		return Event{Stage: "disarmed"}, nil
+		if n, err := res.RowsAffected(); err != nil || n == 0 {
+			return errors.Join(err, ErrNotArmed)
+		}
+		return d.addEvent(ctx, tx, Event{Node: node, Stage: "disarmed", Detail: "by " + by})
 	})
+	if err != nil {
+		return fmt.Errorf("disarm node %q: %w", node, err)
+	}
+	return nil
 }
 
 // BeginAttempt starts a network boot of node: it returns the Install with a
@@ -155,7 +163,9 @@ func (d *DB) BeginAttempt(ctx context.Context, node, ip string) (Install, error)
 
 // Claim binds the boot attempt named by nonce to one installer. The first
 // claim yields a session token; the same client gets the same one again; a
-// second client is refused with ErrClaimed, which is also recorded as an alarm.
+// second client is refused with ErrClaimed, and one that does not come from the
+// address that fetched the boot script with ErrForeign. Both are recorded as
+// alarms.
 func (d *DB) Claim(ctx context.Context, node, nonce, client, ip string) (Install, error) {
 	var out Install
 	var refused error
@@ -166,13 +176,16 @@ func (d *DB) Claim(ctx context.Context, node, nonce, client, ip string) (Install
 			return Event{}, ErrNotArmed
 		case nonce == "" || client == "" || in.Nonce != nonce:
 			return Event{}, ErrStale
+		case in.IP != ip:
+			refused = ErrForeign
+			return Event{Stage: "alarm", Detail: fmt.Sprintf("%s tried to claim the profile of the boot attempt of %s", ip, in.IP)}, nil
 		case in.Client == client:
 			return Event{}, nil
 		case in.Client != "":
 			refused = ErrClaimed
 			return Event{Stage: "alarm", Detail: fmt.Sprintf("a second machine at %s tried to claim the profile that %s holds", ip, in.IP)}, nil
 		}
-		in.State, in.Client, in.Token, in.IP = Claimed, client, secret(), ip
+		in.State, in.Client, in.Token = Claimed, client, secret()
 		return Event{Stage: "claim", Detail: "from " + ip}, nil
 	})
 	if err == nil && refused != nil {

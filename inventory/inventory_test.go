@@ -75,11 +75,16 @@ func TestInstallTakesEachStepOnce(t *testing.T) {
 	if a.Token == "" || again.Token != a.Token {
 		t.Errorf("a repeated claim got token %q, the first %q", again.Token, a.Token)
 	}
-	if _, err := d.Claim(ctx, "n1", in.Nonce, "client-b", "10.0.0.9"); !errors.Is(err, ErrClaimed) {
+	if _, err := d.Claim(ctx, "n1", in.Nonce, "client-b", "10.0.0.1"); !errors.Is(err, ErrClaimed) {
 		t.Errorf("second claimant: %v, want ErrClaimed", err)
 	}
-	if !hasEvent(t, d, "n1", "alarm", "10.0.0.9") {
-		t.Error("the second claimant raised no alarm")
+	if _, err := d.Claim(ctx, "n1", in.Nonce, "client-a", "10.0.0.9"); !errors.Is(err, ErrForeign) {
+		t.Errorf("claimant from another address: %v, want ErrForeign", err)
+	}
+	for _, text := range []string{"a second machine", "10.0.0.9"} {
+		if !hasEvent(t, d, "n1", "alarm", text) {
+			t.Errorf("no alarm with %q", text)
+		}
 	}
 	must(t, d.Progress(ctx, a.Token, "write", 5, 10, true, ""))
 	if got, _ := d.Install(ctx, "n1"); got.State != Writing || got.Done != 5 {
@@ -208,5 +213,26 @@ func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestDisarmForgetsWhatHasNotBegun(t *testing.T) {
+	ctx, d := t.Context(), open(t)
+	if err := d.Disarm(ctx, "n1", "root"); !errors.Is(err, ErrNotArmed) {
+		t.Errorf("Disarm of a node never armed: %v", err)
+	}
+	must(t, d.Arm(ctx, "n1", "web:1", "abc", "key", "root"))
+	must(t, d.Disarm(ctx, "n1", "root"))
+	if _, err := d.Install(ctx, "n1"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("after Disarm: %v, want ErrNotFound", err)
+	}
+	must(t, d.Arm(ctx, "n1", "web:1", "abc", "key", "root"))
+	in, err := d.BeginAttempt(ctx, "n1", "10.0.0.1")
+	must(t, err)
+	in, err = d.Claim(ctx, "n1", in.Nonce, "c", "10.0.0.1")
+	must(t, err)
+	must(t, d.Progress(ctx, in.Token, "partition", 0, 0, true, ""))
+	if err := d.Disarm(ctx, "n1", "root"); !errors.Is(err, ErrNotArmed) {
+		t.Errorf("Disarm while the disk is written: %v, want ErrNotArmed", err)
 	}
 }

@@ -43,6 +43,14 @@ func (d *DB) AddHostKey(ctx context.Context, node string, k HostKey) error {
 	return nil
 }
 
+// DropHostKeys forgets the keys kept for node: its image brings its own.
+func (d *DB) DropHostKeys(ctx context.Context, node string) error {
+	if _, err := d.db.ExecContext(ctx, `DELETE FROM hostkeys WHERE node=?`, node); err != nil {
+		return fmt.Errorf("forget host keys of %q: %w", node, err)
+	}
+	return nil
+}
+
 // Generation is one state that a node was brought to, as the server knows it;
 // the node keeps its own, authoritative list.
 type Generation struct {

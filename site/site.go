@@ -72,7 +72,7 @@ type Operators struct {
 
 // Installer is what the netboot environment is built from.
 type Installer struct {
-	Kernel  string   `yaml:"kernel"`  // vmlinuz; empty: the newest of the server's own
+	Kernel  string   `yaml:"kernel"`  // a kernel package (linux-image-*.deb) to install with; empty: the kernel of the image
 	Modules []string `yaml:"modules"` // kernel modules besides the usual ones
 	Args    []string `yaml:"args"`    // kernel arguments of every installer boot
 }

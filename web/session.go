@@ -49,7 +49,7 @@ func (s *Server) refuse(w http.ResponseWriter, node string, err error) {
 	switch {
 	case errors.Is(err, inventory.ErrNotFound):
 		code = http.StatusNotFound
-	case errors.Is(err, inventory.ErrClaimed):
+	case errors.Is(err, inventory.ErrClaimed), errors.Is(err, inventory.ErrForeign):
 		code = http.StatusForbidden
 	case errors.Is(err, inventory.ErrNotArmed), errors.Is(err, inventory.ErrStale):
 		code = http.StatusConflict
@@ -182,7 +182,12 @@ func (s *Server) pack(w http.ResponseWriter, r *http.Request, in inventory.Insta
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	f, err := s.Images.OpenPack(r.Context(), id)
+	image, err := digest.Parse(in.Image)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusGone)
+		return
+	}
+	f, err := s.Images.OpenPack(r.Context(), image, id)
 	if err != nil {
 		s.Log.Error("pack", slogx.Node, in.Node, "pack", id.Short(), slogx.Err, err)
 		http.Error(w, err.Error(), http.StatusGone)

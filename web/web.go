@@ -41,17 +41,18 @@ type Boots interface {
 type Images interface {
 	RawManifest(ctx context.Context, image digest.ID) ([]byte, error)
 	RawIndex(ctx context.Context, image digest.ID) ([]byte, error)
-	OpenPack(ctx context.Context, pack digest.ID) (io.ReadSeekCloser, error)
+	// OpenPack opens a pack that image needs; any other is refused: a session
+	// is for one image.
+	OpenPack(ctx context.Context, image, pack digest.ID) (io.ReadSeekCloser, error)
 }
 
 // Machine is what a loader says of the machine that it runs on.
 type Machine struct {
-	MAC      net.HardwareAddr
-	IP       string
-	UUID     string
-	Serial   string
-	Platform string // pcbios or efi (ipxe.org/cfg/platform)
-	Server   string // http://HOST:PORT as the machine reaches us
+	MAC    net.HardwareAddr
+	IP     string
+	UUID   string
+	Serial string
+	Server string // http://HOST:PORT as the machine reaches us
 }
 
 // Server serves installers and loaders. All fields but Log are needed.
@@ -114,10 +115,10 @@ func (s *Server) boot(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	q := r.URL.Query()
-	m := Machine{MAC: mac, IP: clientIP(r), UUID: q.Get("uuid"), Serial: q.Get("serial"), Platform: q.Get("platform"), Server: "http://" + localAddr(r)}
+	m := Machine{MAC: mac, IP: clientIP(r), UUID: q.Get("uuid"), Serial: q.Get("serial"), Server: "http://" + localAddr(r)}
 	script, err := s.Boots.Script(r.Context(), m)
 	if err != nil {
-		s.Log.Error("no boot script", slogx.MAC, mac, slogx.Err, err)
+		s.Log.Error("no boot script", slogx.MAC, mac.String(), slogx.Err, err)
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}

@@ -63,6 +63,7 @@ func installMachine() {
 		if err := loader.Load(ctx, installer.FileSystems()...); err != nil {
 			log.Warn("load file systems", "err", err)
 		}
+		r.LoadModule = func(ctx context.Context, name string) error { return loader.Load(ctx, name) }
 	}
 	r.Boot, r.Facts, r.Client = boot, installer.Facts(), installer.NewClient(boot.Server, log)
 	r.Client.Patience = boot.Patience
@@ -88,8 +89,14 @@ func installMachine() {
 // nil run is one that never came as far as the server.
 func park(reason string, r *installer.Run, boot installer.Boot, console io.Writer) {
 	line := "======================================================================"
-	fmt.Fprintf(console, "\n%s\n INSTALLATION FAILED: %s\n\n", line, reason)
-	fmt.Fprintf(console, " This machine waits. On the server: `ingot node timeline %s` tells what\n happened, `ingot node set %s --install` starts it again by itself.\n%s\n\n", boot.Node, boot.Node, line)
+	head, then := "INSTALLATION FAILED", "a power cycle tries again."
+	if r != nil {
+		then = fmt.Sprintf("`ingot node timeline %s` on the server tells what\n happened, `ingot node set %s --install` starts it again by itself.", boot.Node, boot.Node)
+		if r.Good() {
+			head, then = "INSTALLED, NOT REPORTED", "it reboots into its disk when the server answers."
+		}
+	}
+	fmt.Fprintf(console, "\n%s\n %s: %s\n\n This machine waits: %s\n%s\n\n", line, head, reason, then, line)
 	if boot.Shell {
 		go shell()
 	}

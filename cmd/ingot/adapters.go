@@ -17,13 +17,18 @@ import (
 )
 
 // storeImages shows the image store to web.
-type storeImages struct{ s *store.Store }
+type storeImages struct {
+	s *store.Store
 
-func (i storeImages) RawManifest(ctx context.Context, image digest.ID) ([]byte, error) {
+	mu    sync.Mutex
+	packs map[digest.ID]map[digest.ID]bool // image -> the packs that it needs
+}
+
+func (i *storeImages) RawManifest(ctx context.Context, image digest.ID) ([]byte, error) {
 	return i.s.RawManifest(ctx, image)
 }
 
-func (i storeImages) RawIndex(ctx context.Context, image digest.ID) ([]byte, error) {
+func (i *storeImages) RawIndex(ctx context.Context, image digest.ID) ([]byte, error) {
 	x, err := i.s.Index(ctx, image)
 	if err != nil {
 		return nil, err
@@ -31,7 +36,35 @@ func (i storeImages) RawIndex(ctx context.Context, image digest.ID) ([]byte, err
 	return x.Encode(), nil
 }
 
-func (i storeImages) OpenPack(ctx context.Context, pack digest.ID) (io.ReadSeekCloser, error) {
+// needs reports whether image has chunks in pack.
+func (i *storeImages) needs(ctx context.Context, image, pack digest.ID) (bool, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.packs[image] == nil {
+		x, err := i.s.Index(ctx, image)
+		if err != nil {
+			return false, err
+		}
+		if i.packs == nil || len(i.packs) > 100 {
+			i.packs = map[digest.ID]map[digest.ID]bool{}
+		}
+		set := map[digest.ID]bool{}
+		for _, p := range x.Packs {
+			set[p.ID] = true
+		}
+		i.packs[image] = set
+	}
+	return i.packs[image][pack], nil
+}
+
+func (i *storeImages) OpenPack(ctx context.Context, image, pack digest.ID) (io.ReadSeekCloser, error) {
+	ok, err := i.needs(ctx, image, pack)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, fmt.Errorf("pack %s is not of image %s: %w", pack.Short(), image.Short(), store.ErrMissing)
+	}
 	o, err := i.s.OpenPack(ctx, pack)
 	if err != nil {
 		return nil, err

@@ -5,6 +5,10 @@ import (
 	"errors"
 	"fmt"
 
+	"ingot/classes"
+	"ingot/classes/disks"
+	"ingot/installer"
+	"ingot/installer/netboot"
 	"ingot/internal/digest"
 	"ingot/inventory"
 	"ingot/site"
@@ -17,7 +21,7 @@ type armer struct {
 	w *world
 
 	// state
-	built map[digest.ID]string // image -> key of the environment that installs it
+	built map[string]string // image and file systems -> key of the environment that installs them
 }
 
 // arm verifies everything that an installation needs, and only then lets the
@@ -50,38 +54,52 @@ func (a *armer) arm(ctx context.Context, n *site.Node, ref string) (string, erro
 	if _, err := renderOverlay(ctx, w, n, prof, id); err != nil {
 		return "", err
 	}
-	if _, err := w.hostKeys(ctx, n.Name); err != nil {
+	if prof.Profile.HostKeys == "image" {
+		err = w.state.DropHostKeys(ctx, n.Name)
+	} else {
+		_, err = w.hostKeys(ctx, n.Name)
+	}
+	if err != nil {
 		return "", err
 	}
-	if err := a.build(ctx, id); err != nil {
+	key, err := a.build(ctx, id, prof.Disk)
+	if err != nil {
 		return "", err
 	}
-	return ref, w.state.Arm(ctx, n.Name, ref, id.String(), a.built[id], operator())
+	return ref, w.state.Arm(ctx, n.Name, ref, id.String(), key, operator())
 }
 
-// build makes the environment that installs an image, once for all nodes.
-func (a *armer) build(ctx context.Context, image digest.ID) error {
-	if a.built[image] != "" {
-		return nil
-	}
-	o, err := imageOptions(ctx, a.w, image)
+// build makes the environment that installs an image on disks with these file
+// systems, once for all nodes that need the same, and returns its key.
+func (a *armer) build(ctx context.Context, image digest.ID, disk *classes.DiskConfig) (string, error) {
+	layout, err := disks.Parse(disk.File, disk.Text)
 	if err != nil {
-		return err
+		return "", err
 	}
+	tools, modules := installer.FormatTools(layout)
+	need := fmt.Sprint(image, tools, modules)
+	if key := a.built[need]; key != "" {
+		return key, nil
+	}
+	o := netboot.Options{KernelDeb: a.w.Installer.Kernel}
+	if o.KernelDeb == "" {
+		if o, err = imageOptions(ctx, a.w, image); err != nil {
+			return "", err
+		}
+	}
+	o.Tools, o.Modules = append(netboot.DefaultTools(), tools...), modules
 	env, err := a.p.buildNetboot(ctx, a.w, o)
 	if err != nil {
-		return err
+		return "", err
 	}
-	a.built[image] = env.Key.String()
-	return nil
+	a.built[need] = env.Key.String()
+	return a.built[need], nil
 }
 
 // disarm makes a node boot its disk again.
 func disarm(ctx context.Context, w *world, node string) error {
-	err := w.state.Disarm(ctx, node)
+	err := w.state.Disarm(ctx, node, operator())
 	switch {
-	case errors.Is(err, inventory.ErrNotFound):
-		return fmt.Errorf("disarm node %q: it was never armed", node)
 	case errors.Is(err, inventory.ErrNotArmed):
 		return withHint(err, "a node can be disarmed until its disk is written; `ingot node show %s`", node)
 	}

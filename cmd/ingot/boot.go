@@ -16,6 +16,7 @@ import (
 	"ingot/inventory"
 	"ingot/pxe"
 	"ingot/site"
+	"ingot/templates"
 	"ingot/web"
 )
 
@@ -194,11 +195,11 @@ func (b *boots) Script(ctx context.Context, m web.Machine) (string, error) {
 	}
 	if n == nil {
 		b.event(ctx, inventory.Event{MAC: seen.MAC, Stage: "unknown", Detail: "recorded; told to boot its disk"})
-		b.log.Warn("unknown machine; it boots its disk", slogx.MAC, m.MAC, slogx.IP, m.IP, "serial", seen.Serial)
-		return b.render("unknown.ipxe", bootData{Machine: m})
+		b.log.Warn("unknown machine; it boots its disk", slogx.MAC, m.MAC.String(), slogx.IP, m.IP, "serial", seen.Serial)
+		return b.render(templates.Unknown, bootData{Machine: m})
 	}
 	if how != "mac" {
-		b.log.Warn("the MAC is not in the node's file; matched otherwise", slogx.Node, n.Name, slogx.MAC, m.MAC, "by", how)
+		b.log.Warn("the MAC is not in the node's file; matched otherwise", slogx.Node, n.Name, slogx.MAC, m.MAC.String(), "by", how)
 	}
 	in, err := b.w.state.Install(ctx, n.Name)
 	if err != nil && !errors.Is(err, inventory.ErrNotFound) {
@@ -206,6 +207,11 @@ func (b *boots) Script(ctx context.Context, m web.Machine) (string, error) {
 	}
 	switch in.State {
 	case inventory.Armed, inventory.Claimed, inventory.Writing:
+		if err := b.ownAddress(ctx, m); err != nil {
+			b.event(ctx, inventory.Event{Node: n.Name, MAC: seen.MAC, Stage: "alarm", Detail: err.Error()})
+			b.log.Error("boot script refused", slogx.Node, n.Name, slogx.Err, err)
+			return b.render(templates.Local, bootData{Machine: m, Node: n})
+		}
 		if in, err = b.w.state.BeginAttempt(ctx, n.Name, m.IP); err != nil {
 			return "", err
 		}
@@ -216,10 +222,34 @@ func (b *boots) Script(ctx context.Context, m web.Machine) (string, error) {
 	b.logins.watch(n.Name)
 	if in.State == inventory.Failed {
 		b.event(ctx, inventory.Event{Node: n.Name, MAC: seen.MAC, Stage: "disk", Detail: "boots its disk; the last installation failed: " + in.Reason})
-		return b.render("failed.ipxe", bootData{Machine: m, Node: n, Reason: in.Reason})
+		return b.render(templates.Failed, bootData{Machine: m, Node: n, Reason: in.Reason})
 	}
 	b.event(ctx, inventory.Event{Node: n.Name, MAC: seen.MAC, Stage: "disk", Detail: "boots its disk"})
-	return b.render("local.ipxe", bootData{Machine: m, Node: n})
+	return b.render(templates.Local, bootData{Machine: m, Node: n})
+}
+
+// ownAddress makes sure that a machine that is about to be given an attempt
+// asks from the address that we leased to its MAC. Where another server gives
+// the addresses nothing can be told.
+func (b *boots) ownAddress(ctx context.Context, m web.Machine) error {
+	s := b.site()
+	ip, err := netip.ParseAddr(m.IP)
+	if err != nil {
+		return err
+	}
+	if net := s.NetworkAt(ip); !s.Server.DHCP || net == nil || net.DHCP == "proxy" || net.DHCP == "off" {
+		return nil
+	}
+	leases, err := b.w.state.Leases(ctx)
+	if err != nil {
+		return err
+	}
+	for _, l := range leases {
+		if l.MAC == m.MAC.String() && l.IP == ip && l.State == string(pxe.LeaseBound) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s asked for the boot script of %s, but has no lease for it", ip, m.MAC)
 }
 
 // literal drops what iPXE left unexpanded.
@@ -242,7 +272,7 @@ func (b *boots) install(ctx context.Context, s *site.Site, n *site.Node, m web.M
 	base := fmt.Sprintf("%s/netboot/%s/", m.Server, in.Netboot)
 	query := fmt.Sprintf("?node=%s&mac=%s", n.Name, m.MAC)
 	b.event(ctx, inventory.Event{Node: n.Name, MAC: m.MAC.String(), Stage: "script", Detail: fmt.Sprintf("installs %s, attempt %d", in.Ref, in.Attempt)})
-	return b.render("install.ipxe", bootData{Machine: m, Node: n, Ref: in.Ref, Attempt: in.Attempt, Kernel: base + "vmlinuz" + query, Initrd: base + "initrd" + query, Args: args})
+	return b.render(templates.Install, bootData{Machine: m, Node: n, Ref: in.Ref, Attempt: in.Attempt, Kernel: base + "vmlinuz" + query, Initrd: base + "initrd" + query, Args: args})
 }
 
 // Job implements web.Boots: the profile of a claimed installation.

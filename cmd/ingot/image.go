@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -94,6 +95,8 @@ func (p *program) imageBuild(c *cli.Context) error {
 	for _, h := range c.StringSlice("hook") {
 		argv = append(argv, "--customize-hook="+h)
 	}
+	// Last of all: mmdebstrap copies these two from the machine that it runs on.
+	argv = append(argv, `--customize-hook=rm -f "$1"/etc/hostname "$1"/etc/resolv.conf`)
 	argv = append(argv, c.String("debian"), root)
 	if m := c.String("mirror"); m != "" {
 		argv = append(argv, m)
@@ -173,14 +176,21 @@ func (p *program) captureHost(c *cli.Context, w *world, user, host, dir string, 
 			return nil, nil, err
 		}
 		defer s.Close()
-		req := wire.Request{Dir: dir, By: operator(), Exclude: append(pattern.Volatile().Strings(), exclude...)}
+		req := wire.Request{Dir: dir, By: operator(), Exclude: slices.Concat(pattern.Volatile().Strings(), seal(), exclude)}
 		m, stats, err := imager.Capture(ctx, s.conn, req, sink, bar)
 		if err != nil {
 			return nil, nil, s.explain(err)
 		}
 		p.say("%d entries, %s; %s of new content sent as %s", stats.Entries, size(stats.Bytes), size(stats.Sent), size(s.conn.Received()))
+		p.say("left out, as it is the node's own: %s", strings.Join(seal(), " "))
 		return m, stats.Notes, nil
 	})
+}
+
+// seal is what makes a node itself, and so is no part of an image of it. Each
+// installation makes these anew.
+func seal() []string {
+	return []string{"/etc/hostname", "/etc/machine-id", "/var/lib/dbus/machine-id", "/etc/ssh/ssh_host_*", "/root/.ssh/**"}
 }
 
 // publish runs a capture and gives its result a name: chunks durable first,

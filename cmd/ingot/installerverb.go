@@ -77,7 +77,7 @@ func (p *program) buildNetboot(ctx context.Context, w *world, o netboot.Options)
 	if err != nil {
 		return nil, err
 	}
-	o.Agent, o.Modules, o.Out = agent, w.Installer.Modules, w.private("netboot")
+	o.Agent, o.Modules, o.Out = agent, append(o.Modules, w.Installer.Modules...), w.private("netboot")
 	res, err := netboot.Build(ctx, o)
 	if pkgs := netboot.MissingPackages(err); len(pkgs) > 0 {
 		return nil, withHint(fmt.Errorf("build the installer: %w", err), "apt-get install %s", joinWords(pkgs))

@@ -17,13 +17,14 @@ import (
 
 func (p *program) labCommand() *cli.Command {
 	dir := &cli.StringFlag{Name: "dir", Usage: "the rack's state `DIR`", Value: lab.DefaultDir("lab")}
+	cache := &cli.StringFlag{Name: "cache", Usage: "`DIR` that keeps the built image for the next time", Value: cacheDir()}
 	return noun("lab", "a virtual rack on this machine",
 		verb{name: "up", usage: "bring up a rack with a boot server",
 			about: `Makes a rack of QEMU machines on a bridge in namespaces of their own, with a site and a running
   boot server, and goes into the background. The machines are switched off: ` + "`ingot lab power`" + ` switches them
   on. When the rack's first process ends, however it does, the kernel removes all of it.`,
 			examples: []string{"ingot lab up", "ingot lab up --machine n1=bios --machine n2=uefi --machine n3=uefi"},
-			flags: []cli.Flag{dir, &cli.StringSliceFlag{Name: "machine", Usage: "`NAME=bios|uefi`; may be repeated", DefaultText: "n1=bios, n2=uefi"},
+			flags: []cli.Flag{dir, cache, &cli.StringSliceFlag{Name: "machine", Usage: "`NAME=bios|uefi`; may be repeated", DefaultText: "n1=bios, n2=uefi"},
 				jsonFlag()}, run: p.labUp}.command(),
 		verb{name: "down", usage: "end the rack", about: "Powers everything off and waits until nothing of the rack is left.", examples: []string{"ingot lab down"},
 			flags: []cli.Flag{dir, jsonFlag()}, run: p.labDown}.command(),
@@ -43,7 +44,7 @@ func (p *program) labCommand() *cli.Command {
   a table of every step and its time, and fails when a step is not as it should be.`,
 			examples: []string{"ingot lab demo", "ingot lab demo --keep        leave the rack up afterwards, to look around"},
 			flags: []cli.Flag{&cli.StringFlag{Name: "dir", Usage: "the rack's state `DIR`", Value: lab.DefaultDir("demo")},
-				&cli.StringFlag{Name: "cache", Usage: "`DIR` that keeps the built image for the next time", Value: cacheDir()},
+				cache,
 				&cli.BoolFlag{Name: "keep", Usage: "leave the rack up until interrupted"}}, run: p.labDemo}.command(),
 	)
 }
@@ -100,14 +101,19 @@ func (p *program) labUp(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	dir := c.String("dir")
+	dir, cache := c.String("dir"), c.String("cache")
+	if !lab.Inside() { // out here Debian's mirror can be reached; in the rack nothing but the rack
+		if err := p.goldenImage(c.Context, cache); err != nil {
+			return fmt.Errorf("golden image: %w", err)
+		}
+	}
 	err = lab.Run(c.Context, lab.Options{Dir: dir, Args: p.Args[1:], Detach: true, NoRA: true}, func(ctx context.Context, r *lab.Rack) error {
 		for _, m := range machines {
 			if err := r.AddMachine(m); err != nil {
 				return err
 			}
 		}
-		if err := makeLabSite(r, labSite(dir), "", ""); err != nil {
+		if err := makeLabSite(r, labSite(dir), goldenStore(cache), "debian:"+recipe()); err != nil {
 			return err
 		}
 		server, err := startServer(ctx, r, labSite(dir))

@@ -16,6 +16,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"ingot/installer/netboot"
+	"ingot/inventory"
+	"ingot/site"
 )
 
 // TestMain makes this test binary the command ingot of the scripts.
@@ -32,12 +34,14 @@ func TestMain(m *testing.M) {
 //
 //	status CODE ingot ARG...   runs ingot, which must end with CODE
 //	json                       standard output is one JSON value, of lower-case keys
-//	damage flip|cut|remove     damages the largest pack of .ingot/store
+//	damage flip|cut|remove     damages the largest pack of .ingot/store; its name is $PACK
+//	unarmed                    no node of the site is armed, nor has an installation begun
+//	overlay NODE IMAGE         writes what NODE has on top of IMAGE below overlay/
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"status": scriptStatus, "json": scriptJSON, "damage": scriptDamage,
+			"status": scriptStatus, "json": scriptJSON, "damage": scriptDamage, "overlay": scriptOverlay, "unarmed": scriptUnarmed,
 		},
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("HOME", e.WorkDir)
@@ -182,5 +186,45 @@ func scriptDamage(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(os.Remove(path))
 	default:
 		ts.Fatalf("damage %q?", args[0])
+	}
+}
+
+func scriptUnarmed(ts *testscript.TestScript, neg bool, args []string) {
+	db, err := inventory.Open(context.Background(), ts.MkAbs(".ingot/state.db"))
+	ts.Check(err)
+	defer db.Close()
+	installs, err := db.Installs(context.Background())
+	ts.Check(err)
+	if neg || len(args) > 0 || len(installs) > 0 {
+		ts.Fatalf("installations: %v", installs)
+	}
+}
+
+func scriptOverlay(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: overlay NODE IMAGE")
+	}
+	ctx := context.Background()
+	s, err := site.Load(ts.MkAbs("."))
+	ts.Check(err)
+	w, err := openWorldOf(ctx, s)
+	ts.Check(err)
+	defer w.Close()
+	t, err := pushTarget(ctx, w, s.Node(args[0]), args[1])
+	ts.Check(err)
+	top := ts.MkAbs("overlay")
+	ts.Check(os.RemoveAll(top))
+	data := t.source.(overlaid).data
+	for _, e := range t.manifest.Entries {
+		var content []byte
+		for _, c := range e.Chunks {
+			content = append(content, data[c.ID]...)
+		}
+		if len(content) == 0 {
+			continue // a directory, or the image's own
+		}
+		path := filepath.Join(top, e.Path)
+		ts.Check(os.MkdirAll(filepath.Dir(path), 0o755))
+		ts.Check(os.WriteFile(path, content, 0o644))
 	}
 }

@@ -7,7 +7,6 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"ingot/internal/digest"
 	"ingot/site"
 )
 
@@ -152,7 +151,7 @@ func (p *program) nodeSet(c *cli.Context) error {
 	if w.Site, err = openSite(c); err != nil {
 		return err
 	}
-	a := &armer{p: p, w: w, built: map[digest.ID]string{}}
+	a := &armer{p: p, w: w, built: map[string]string{}}
 	return p.changeNodes(c, nodes, func(n *site.Node) (string, error) {
 		switch {
 		case c.Bool("disarm"):

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -25,7 +26,7 @@ func (p *program) serveCommand() *cli.Command {
 	return verb{
 		name: "serve", usage: "answer machines that boot from the network",
 		about: `Runs the boot server: DHCP, TFTP, HTTP and router advertisements on the interfaces of the
-  site's networks. Edits of the site apply at once; while they are wrong, the last valid
+  site's networks. Edits of the site apply within a second; while they are wrong, the last valid
   set stays in force and every problem is logged. Leases, installations and events survive
   a kill: start it again and everything goes on.
 
@@ -106,23 +107,62 @@ func proxied(networks []pxe.Network, iface string) bool {
 	return false
 }
 
+// listenHTTP binds the HTTP port on our address of each network, and on all
+// addresses when there is none: packs hold /etc/shadow, and have no business
+// on other networks.
+func listenHTTP(ctx context.Context, s *site.Site, networks []pxe.Network) ([]net.Listener, error) {
+	seen := map[string]bool{}
+	var addrs []string
+	add := func(a netip.Addr) {
+		if a.IsValid() && !seen[a.String()] {
+			seen[a.String()] = true
+			addrs = append(addrs, a.String())
+		}
+	}
+	add(s.Server.Address)
+	for _, n := range networks {
+		add(n.ServerIP)
+	}
+	if len(addrs) == 0 {
+		addrs = []string{""}
+	}
+	var out []net.Listener
+	for _, a := range addrs {
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(a, strconv.Itoa(s.Server.HTTP)))
+		if err != nil {
+			for _, l := range out {
+				l.Close()
+			}
+			return nil, withHint(fmt.Errorf("bind the HTTP port: %w", err), "`ss -ltnp sport = :%d` shows who holds it; server: http: in ingot.yaml chooses another; `ip -br addr` shows the addresses", s.Server.HTTP)
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
 // run binds everything, says so, and serves until ctx ends or a part fails.
 func run(ctx context.Context, w *world, b *boots, networks []pxe.Network, log *slog.Logger) error {
-	listen, err := net.Listen("tcp", fmt.Sprintf(":%d", w.Server.HTTP))
-	if err != nil {
-		return withHint(fmt.Errorf("bind the HTTP port: %w", err), "`ss -ltnp sport = :%d` shows who holds it; server: http: in ingot.yaml chooses another", w.Server.HTTP)
+	var loaders pxe.Loaders
+	var err error
+	if w.Server.TFTP || w.Server.DHCP {
+		if loaders, err = pxe.FindLoaders(w.Server.Loaders); err != nil {
+			return err
+		}
 	}
-	httpd := &web.Server{State: w.state, Boots: b, Images: storeImages{w.images}, Netboot: w.private("netboot"), Logs: w.private("logs"), Log: log}
+	listeners, err := listenHTTP(ctx, w.Site, networks)
+	if err != nil {
+		return err
+	}
+	httpd := &web.Server{State: w.state, Boots: b, Images: &storeImages{s: w.images}, Netboot: w.private("netboot"), Logs: w.private("logs"), Log: log}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return httpd.Serve(ctx, listen) })
+	httpd.Loaders = loaders
+	for _, l := range listeners {
+		g.Go(func() error { return httpd.Serve(ctx, l) })
+	}
 	g.Go(func() error { return b.follow(ctx) })
 	g.Go(func() error { return b.writeEvents(ctx) })
 	g.Go(func() error { return b.logins.run(ctx) })
 
-	loaders, err := pxe.FindLoaders(w.Server.Loaders)
-	if err != nil {
-		return errors.Join(err, listen.Close())
-	}
 	if w.Server.TFTP {
 		t := &pxe.TFTP{Files: loaders, Script: b.autoexec, Events: b, Log: log}
 		g.Go(func() error { return t.Serve(ctx) })
@@ -132,14 +172,15 @@ func run(ctx context.Context, w *world, b *boots, networks []pxe.Network, log *s
 		defer arp.Close()
 		pool, err := pxe.OpenPool(ctx, pxe.PoolConfig{Store: leaseStore{w.state}, Reservations: b, Probe: arp.Probe, Log: log})
 		if err != nil {
-			return errors.Join(err, listen.Close())
+			return err
 		}
 		d := &pxe.DHCP{Networks: networks, Decider: b, Leases: pool, Events: b, Loaders: loaders, Log: log,
 			LoaderURL: func(server netip.Addr) string {
 				return fmt.Sprintf("http://%s/loader/", netip.AddrPortFrom(server, uint16(w.Server.HTTP)))
 			},
-			Ready: func() { log.Info("ready", "site", w.Dir, "http", listen.Addr().String(), "networks", len(networks)) }}
-		httpd.Loaders = loaders
+			Ready: func() {
+				log.Info("ready", "site", w.Dir, "http", listeners[0].Addr().String(), "networks", len(networks))
+			}}
 		g.Go(func() error { return d.Serve(ctx) })
 		g.Go(func() error { return advertise(ctx, interfaces(networks), log) })
 	}
@@ -168,6 +209,17 @@ func networksOf(s *site.Site) ([]pxe.Network, error) {
 	for _, n := range s.Networks {
 		if n.DHCP == "off" {
 			continue
+		}
+		if n.Interface == "" { // reached through relays: their packets come in by the network that we are on
+			for _, near := range s.Networks {
+				if near.Interface != "" {
+					n.Interface, n.Address = near.Interface, near.Address
+					break
+				}
+			}
+		}
+		if !n.Address.IsValid() {
+			n.Address = s.Server.Address
 		}
 		x := pxe.Network{Name: n.Name, Interface: n.Interface, ServerIP: n.Address, Prefix: n.Subnet, RangeFrom: n.Range.First, RangeTo: n.Range.Last,
 			Router: n.Router, DNS: n.DNS, Domain: n.Domain, LeaseTime: n.Lease, BootLeaseTime: n.BootLease, Proxy: n.DHCP == "proxy"}

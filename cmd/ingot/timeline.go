@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -56,7 +57,10 @@ func nodeEvents(ctx context.Context, w *world, n *site.Node, after int64) ([]inv
 	for _, nic := range n.NICs {
 		macs = append(macs, string(nic.MAC))
 	}
-	return w.state.Events(ctx, n.Name, macs, after, 0)
+	events, err := w.state.Events(ctx, n.Name, macs, after, 0)
+	// Those of DHCP and TFTP are written in batches, a moment later than others.
+	slices.SortStableFunc(events, func(a, b inventory.Event) int { return a.Time.Compare(b.Time) })
+	return events, err
 }
 
 func (p *program) followTimeline(c *cli.Context, w *world, n *site.Node, events []inventory.Event) error {
