@@ -2,6 +2,7 @@ package rollback
 
 import (
 	"encoding/binary"
+	"errors"
 	"hash/crc32"
 	"slices"
 	"time"
@@ -93,4 +94,36 @@ func decodeCache(b []byte) (gen int, stats map[string]entry.Stat, ok bool) {
 		}
 	}
 	return gen, stats, !r.bad && len(r.b) == 0
+}
+
+// Unchanged returns a look-up of files that are known to hold what the
+// present generation's manifest says, by path and inode state: whoever reads
+// the tree need not read them. A tree without generations knows none.
+func (n *Node) Unchanged() (func(path string, st entry.Stat) (*entry.Entry, bool), error) {
+	none := func(string, entry.Stat) (*entry.Entry, bool) { return nil, false }
+	cur, err := n.Current()
+	if errors.Is(err, ErrNoGeneration) {
+		return none, nil
+	}
+	if err != nil {
+		return none, err
+	}
+	stats := n.readCache(cur.Number)
+	if len(stats) == 0 {
+		return none, nil
+	}
+	m, err := n.Manifest(cur.Number)
+	if err != nil {
+		return none, err
+	}
+	return func(path string, st entry.Stat) (*entry.Entry, bool) {
+		if known, ok := stats[path]; !ok || known != st {
+			return nil, false
+		}
+		e, ok := m.Lookup(path)
+		if ok && e.Link != "" {
+			e, ok = m.Lookup(e.Link)
+		}
+		return e, ok && e.Type == entry.File
+	}, nil
 }

@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"ingot/imager/tree"
 	"ingot/imager/wire"
+	"ingot/internal/entry"
 	"ingot/internal/pattern"
 	"ingot/rollback"
 )
@@ -17,20 +19,26 @@ func capture(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 	if err != nil {
 		return fmt.Errorf("exclude: %w", err)
 	}
-	own := derived(req.Dir)
+	own, known, err := installed(req.Dir)
+	if err != nil {
+		return err
+	}
 	sink := wire.NewPusher(conn)
 	var last time.Time
+	var total int64
 	report := func(bytes, _ int64) { // from one goroutine; a report that is lost is no loss
 		if time.Since(last) > time.Second {
 			last = time.Now()
-			_ = conn.Send(wire.KindProgress, wire.Progress{Task: "capture", Done: bytes})
+			_ = conn.Send(wire.KindProgress, wire.Progress{Task: "capture", Done: bytes, Total: total})
 		}
 	}
 	m, stats, err := tree.Capture(ctx, req.Dir, tree.CaptureOptions{
 		Exclude:       func(path string, isDir bool) bool { return exclude.Match(path) || !isDir && own[path] },
 		Within:        func(path string) bool { return !exclude.Covers(path) },
 		Sink:          sink,
+		Cache:         known,
 		OneFileSystem: true,
+		Scanned:       func(_ int, bytes int64) { total = bytes },
 		Progress:      report,
 	})
 	if err != nil {
@@ -57,23 +65,41 @@ func captureNotes(s tree.Stats) []string {
 	return out
 }
 
-// derived are the paths that the installation of this node made on top of its
-// image and overlay: its fstab, its boot loader, its network. They are this
-// machine's, so an image of it leaves them out. A tree that ingot did not
-// install has none.
-func derived(dir string) map[string]bool {
-	out := map[string]bool{}
+// unchanged is what the generations of a node know of its files.
+type unchanged func(path string, st entry.Stat) (*entry.Entry, bool)
+
+// Lookup implements tree.Cache.
+func (u unchanged) Lookup(path string, st entry.Stat) ([]entry.Extent, []entry.Chunk, bool) {
+	e, ok := u(path, st)
+	if !ok {
+		return nil, nil, false
+	}
+	return e.Holes, e.Chunks, true
+}
+
+// installed returns what ingot knows of a tree that it installed: the paths
+// that the installation made on top of image and overlay, which are this
+// machine's (its fstab, its boot loader) and so are left out of an image of
+// it; and the files that need not be read. Of another tree nothing is known.
+func installed(dir string) (own map[string]bool, known unchanged, err error) {
+	own = map[string]bool{}
 	n, err := rollback.Open(dir, nil)
 	if err != nil {
-		return out
+		return own, nil, err
 	}
 	defer n.Close()
+	if known, err = n.Unchanged(); err != nil {
+		return own, known, err
+	}
 	cur, err := n.Current()
+	if errors.Is(err, rollback.ErrNoGeneration) {
+		return own, known, nil
+	}
 	if err != nil {
-		return out
+		return own, known, err
 	}
 	for _, path := range cur.Derived {
-		out[string(path)] = true
+		own[string(path)] = true
 	}
-	return out
+	return own, known, nil
 }

@@ -1,0 +1,71 @@
+package rollback
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ingot/internal/digest"
+	"ingot/internal/entry"
+	"ingot/internal/manifest"
+)
+
+// A file is known while its inode is as it was recorded; a change that keeps
+// size and mtime is seen by its ctime.
+func TestUnchangedKnowsOnlyWhatIsUntouched(t *testing.T) {
+	top := t.TempDir()
+	old := time.Now().Add(-time.Hour)
+	m := &manifest.Manifest{Entries: []entry.Entry{{Path: ".", Type: entry.Dir, Mode: 0o755}}}
+	stats := map[string]entry.Stat{}
+	stat := func(name string) entry.Stat {
+		var st unix.Stat_t
+		if err := unix.Lstat(filepath.Join(top, name), &st); err != nil {
+			t.Fatal(err)
+		}
+		return entry.StatOf(&st)
+	}
+	for _, name := range []string{"a", "b"} {
+		path := filepath.Join(top, name)
+		if err := os.WriteFile(path, []byte("content "+name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(path, old, old); err != nil {
+			t.Fatal(err)
+		}
+		id := digest.Of([]byte("content " + name))
+		m.Entries = append(m.Entries, entry.Entry{Path: name, Type: entry.File, Mode: 0o644, Size: 9, ModTime: old.UnixNano(), Chunks: []entry.Chunk{{ID: id, Size: 9}}})
+		stats[name] = stat(name)
+	}
+	n, err := Open(top, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	if known, err := n.Unchanged(); err != nil {
+		t.Fatal(err)
+	} else if _, ok := known("a", stat("a")); ok {
+		t.Error("a tree without generations knows a file")
+	}
+	if err := n.Record(t.Context(), Generation{Number: 1, Mode: "live", Result: "installed"}, m, stats); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(top, "b"), []byte("CONTENT b"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(filepath.Join(top, "b"), old, old); err != nil {
+		t.Fatal(err)
+	}
+	known, err := n.Unchanged()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e, ok := known("a", stat("a")); !ok || e.Chunks[0].ID != digest.Of([]byte("content a")) {
+		t.Errorf("the untouched file is not known: %v", e)
+	}
+	if _, ok := known("b", stat("b")); ok {
+		t.Error("a file that was changed under its old size and time is taken as known")
+	}
+}
