@@ -5,11 +5,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"ingot/inventory"
+	"ingot/pxe"
 	"ingot/site"
 )
 
@@ -71,7 +73,9 @@ func (p *program) followTimeline(c *cli.Context, w *world, n *site.Node, events 
 			if start.IsZero() {
 				start = events[0].Time
 			}
-			last = events[len(events)-1].ID
+			for _, e := range events {
+				last = max(last, e.ID)
+			}
 			if c.Bool("json") {
 				for _, e := range events {
 					if err := json.NewEncoder(p.Stdout).Encode(viewEvent(e, start)); err != nil {
@@ -94,19 +98,60 @@ func (p *program) followTimeline(c *cli.Context, w *world, n *site.Node, events 
 	}
 }
 
-// lastBoot cuts off what is over: it begins at the last arming, or after the
-// last login that was followed by anything.
-func lastBoot(events []inventory.Event) []inventory.Event {
-	start := 0
-	for i, e := range events {
-		switch {
-		case e.Stage == "armed":
-			start = i
-		case e.Stage == "login" && i+1 < len(events):
-			start = i + 1
+// stepOf is what an event means for a boot: its stage, "ipxe " before it where
+// the loader asks by DHCP; empty for what is no step of a boot, such as a
+// running system that renews its lease, or a push. who remembers by MAC which
+// program asked last, since our answers do not repeat it.
+func stepOf(e inventory.Event, who map[string]string) string {
+	switch e.Stage {
+	case "discover", "request":
+		who[e.MAC] = asker(e.Detail)
+	case "offer", "ack", "nak", "no-address":
+	case "armed", "attempt", "loading", "loader", "script", "kernel", "initrd", "claim", "task", "installed", "failed", "disk", "unknown", "login":
+		return e.Stage
+	default:
+		return ""
+	}
+	switch who[e.MAC] {
+	case "os", "installer":
+		return ""
+	case "ipxe":
+		return "ipxe " + e.Stage
+	}
+	return e.Stage
+}
+
+// asker is the program that a DHCP event speaks of: pxe.Stage, behind the
+// address where there is one.
+func asker(detail string) string {
+	for _, word := range strings.Fields(detail)[:min(2, len(strings.Fields(detail)))] {
+		switch word = strings.TrimRight(word, ","); word {
+		case pxe.StageOS.String(), pxe.StageROM.String(), pxe.StageIPXE.String(), pxe.StageInstaller.String():
+			return word
 		}
 	}
-	return events[start:]
+	return ""
+}
+
+// lastBoot cuts off what is over: it begins at the last arming, or with the
+// first step after a login, or where the firmware asks again after the disk's
+// turn. A running system that renews its lease is left out.
+func lastBoot(events []inventory.Event) []inventory.Event {
+	var out []inventory.Event
+	last, who := "", map[string]string{}
+	for _, e := range events {
+		s := stepOf(e, who)
+		over := last == "login" || s == "discover" && (last == "disk" || last == "failed" || last == "unknown")
+		switch {
+		case s == "armed" || over && s != "" && s != "login":
+			out = out[:0:0]
+		case s == "" && last == "login" && (e.Stage == "discover" || e.Stage == "offer" || e.Stage == "request" || e.Stage == "ack"):
+			continue
+		}
+		out = append(out, e)
+		last = orElse(s, last)
+	}
+	return out
 }
 
 func printEvents(p *program, events []inventory.Event, start time.Time) {
@@ -148,11 +193,16 @@ func verdict(events []inventory.Event, now time.Time) string {
 	if len(events) == 0 {
 		return "Nothing has been seen of this machine yet: is it switched on, and set to boot from the network?"
 	}
-	last := events[len(events)-1]
-	if last.Stage == "failed" {
+	last, stage, who := events[0], "", map[string]string{}
+	for _, e := range events {
+		if s := stepOf(e, who); s != "" {
+			last, stage = e, s
+		}
+	}
+	if stage == "failed" {
 		return "Failed: " + last.Detail + ".\nThe log is in SITE/.ingot/logs; `ingot node set NODE --install` tries again."
 	}
-	cause, ok := causes()[last.Stage]
+	cause, ok := causes()[stage]
 	if !ok || now.Sub(last.Time) < quiet {
 		return ""
 	}
@@ -162,18 +212,21 @@ func verdict(events []inventory.Event, now time.Time) string {
 // causes are the likely reasons why nothing follows a step.
 func causes() map[string]string {
 	return map[string]string{
-		"armed":    "the machine is off, boots its disk first, or its network does not reach this server (VLAN, cable, another interface).",
-		"discover": "it was seen, but not answered; see the log of `ingot serve`.",
-		"offer":    "our offer does not reach it (spanning tree that is still learning: set PortFast; a relay without a way back), or another DHCP server was faster.",
-		"request":  "the lease could not be written; see the log of `ingot serve`.",
-		"ack":      "the firmware did not ask for a loader: TFTP (udp/69) or HTTP is blocked by a firewall between it and this server.",
-		"loading":  "the transfer of the loader broke off: packets of 1,468 bytes do not get through (tunnel, MTU), or the cable was pulled.",
-		"loader":   "the loader did not come up: it may not know this network card; try ipxe.efi instead of snponly.efi for its class.",
-		"script":   "the kernel was not fetched: the loader reached us once and then no more; look at the machine's console.",
-		"kernel":   "the initramfs was not fetched: the machine may be short of memory (1 GiB is enough), or the link broke.",
-		"initrd":   "the installer did not report: the kernel does not start, or lacks the driver of this network card (installer: modules: in ingot.yaml).",
-		"claim":    "the installer holds the profile and does not go on: look at its console.",
-		"task":     "the installer stopped in this task: power or network was lost. A power cycle tries again, three times at most.",
-		"disk":     "the system on the disk does not answer on SSH: look at its console; does it have a network configuration and sshd?",
+		"armed":         "the machine is off, boots its disk first, or its network does not reach this server (VLAN, cable, another interface).",
+		"discover":      "it was seen, but not answered; see the log of `ingot serve`.",
+		"offer":         "our offer does not reach it (spanning tree that is still learning: set PortFast; a relay without a way back), or another DHCP server was faster.",
+		"request":       "the lease could not be written; see the log of `ingot serve`.",
+		"ipxe discover": "the loader was seen, but not answered; see the log of `ingot serve`.",
+		"ipxe offer":    "our offer does not reach the loader (a relay without a way back), or another DHCP server was faster.",
+		"ipxe ack":      "the loader did not fetch its script: HTTP is blocked by a firewall between it and this server (server: http: in ingot.yaml is the port).",
+		"ack":           "the firmware did not ask for a loader: TFTP (udp/69) or HTTP is blocked by a firewall between it and this server.",
+		"loading":       "the transfer of the loader broke off: packets of 1,468 bytes do not get through (tunnel, MTU), or the cable was pulled.",
+		"loader":        "the loader did not come up: it may not know this network card; try ipxe.efi instead of snponly.efi for its class.",
+		"script":        "the kernel was not fetched: the loader reached us once and then no more; look at the machine's console.",
+		"kernel":        "the initramfs was not fetched: the machine may be short of memory (1 GiB is enough), or the link broke.",
+		"initrd":        "the installer did not report: the kernel does not start, or lacks the driver of this network card (installer: modules: in ingot.yaml).",
+		"claim":         "the installer holds the profile and does not go on: look at its console.",
+		"task":          "the installer stopped in this task: power or network was lost. A power cycle tries again, three times at most.",
+		"disk":          "the system on the disk does not answer on SSH: look at its console; does it have a network configuration and sshd?",
 	}
 }
