@@ -37,7 +37,7 @@ func Push(ctx context.Context, c *wire.Conn, req wire.Request, target *manifest.
 	if err := c.SendBlob(target.Encode()); err != nil {
 		return plan, done, err
 	}
-	if err := c.Expect(wire.KindAnswer, &plan, progress); err != nil {
+	if err := expect(c, &plan, progress); err != nil {
 		return plan, done, err
 	}
 	if err := decide(plan); err != nil || req.DryRun {
@@ -58,7 +58,9 @@ func Push(ctx context.Context, c *wire.Conn, req wire.Request, target *manifest.
 				return plan, done, err
 			}
 		case wire.KindAnswer:
-			return plan, done, f.Unmarshal(&done)
+			err := f.Unmarshal(&done)
+			done.Clean()
+			return plan, done, err
 		default:
 			return plan, done, fmt.Errorf("push: unexpected frame %q from the agent", byte(f.Kind))
 		}
@@ -79,7 +81,7 @@ func chunksOf(m *manifest.Manifest) map[digest.ID]bool {
 
 // serveChunks answers one KindWant.
 func serveChunks(ctx context.Context, c *wire.Conn, f wire.Frame, src Source, theirs map[digest.ID]bool) error {
-	ids, err := c.IDs(f)
+	ids, err := c.IDsUpTo(f, len(theirs))
 	if err != nil {
 		return err
 	}
@@ -106,7 +108,7 @@ func Rollback(c *wire.Conn, req wire.Request, decide func(wire.Plan) error, prog
 	if err := c.Send(wire.KindRequest, req); err != nil {
 		return plan, done, err
 	}
-	if err := c.Expect(wire.KindAnswer, &plan, progress); err != nil {
+	if err := expect(c, &plan, progress); err != nil {
 		return plan, done, err
 	}
 	if err := decide(plan); err != nil || req.DryRun {
@@ -115,7 +117,7 @@ func Rollback(c *wire.Conn, req wire.Request, decide func(wire.Plan) error, prog
 	if err := c.SendRaw(wire.KindRequest, nil); err != nil {
 		return plan, done, err
 	}
-	return plan, done, c.Expect(wire.KindAnswer, &done, progress)
+	return plan, done, expect(c, &done, progress)
 }
 
 // Generations lists what the node keeps.
@@ -124,7 +126,20 @@ func Generations(c *wire.Conn, dir string) ([]wire.Generation, error) {
 	if err := c.Send(wire.KindRequest, wire.Request{Verb: wire.VerbGenerations, Dir: dir}); err != nil {
 		return nil, err
 	}
-	return out, c.Expect(wire.KindAnswer, &out, nil)
+	if err := c.Expect(wire.KindAnswer, &out, nil); err != nil {
+		return nil, err
+	}
+	for i := range out {
+		out[i].Clean()
+	}
+	return out, nil
+}
+
+// expect receives an answer whose texts will be shown to people.
+func expect(c *wire.Conn, v interface{ Clean() }, progress func(wire.Progress)) error {
+	err := c.Expect(wire.KindAnswer, v, progress)
+	v.Clean()
+	return err
 }
 
 // Capture receives the tree below req.Dir: chunks that sink lacks cross the
@@ -161,6 +176,7 @@ func Capture(ctx context.Context, c *wire.Conn, req wire.Request, sink Sink, pro
 			if err := f.Unmarshal(&stats); err != nil {
 				return nil, stats, err
 			}
+			stats.Clean()
 			b, err := c.RecvBlob(progress)
 			if err != nil {
 				return nil, stats, err

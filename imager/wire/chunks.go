@@ -112,14 +112,17 @@ func (c *Conn) SendIDs(k Kind, ids []digest.ID) error {
 }
 
 // IDs returns the list that begins with frame f, reading on as needed.
-func (c *Conn) IDs(f Frame) ([]digest.ID, error) {
+func (c *Conn) IDs(f Frame) ([]digest.ID, error) { return c.IDsUpTo(f, maxIDs) }
+
+// IDsUpTo is IDs where no more than most make sense; more are an error.
+func (c *Conn) IDsUpTo(f Frame, most int) ([]digest.ID, error) {
 	var ids []digest.ID
 	for {
 		if len(f.Payload)%digest.Size != 0 {
 			return nil, fmt.Errorf("receive chunk IDs: %d bytes are not whole IDs", len(f.Payload))
 		}
-		if len(ids) > maxIDs {
-			return nil, fmt.Errorf("receive chunk IDs: over %d", maxIDs)
+		if len(ids)+len(f.Payload)/digest.Size > most {
+			return nil, fmt.Errorf("receive chunk IDs: over %d", most)
 		}
 		for p := f.Payload; len(p) > 0; p = p[digest.Size:] {
 			ids = append(ids, digest.ID(p[:digest.Size]))

@@ -82,3 +82,34 @@ type Captured struct {
 	Sent    int64    `json:"sent"` // bytes of chunks that the store did not have
 	Notes   []string `json:"notes,omitempty"`
 }
+
+// Clean makes the texts fit for a terminal: the node that wrote them may be
+// hostile. Paths are quoted where they are shown.
+func (p *Plan) Clean() {
+	printable(p.Notes)
+	for _, list := range [][]Change{p.Changes, p.Conflicts} {
+		for i := range list {
+			list[i].Kind, list[i].Why = Printable(list[i].Kind), Printable(list[i].Why)
+		}
+	}
+}
+
+// Clean is Plan.Clean for the ending.
+func (d *Done) Clean() {
+	printable(d.Notes)
+	d.Generation.Clean()
+}
+
+// Clean is Plan.Clean for a generation.
+func (g *Generation) Clean() {
+	g.Kind, g.Ref, g.Mode, g.By = Printable(g.Kind), Printable(g.Ref), Printable(g.Mode), Printable(g.By)
+}
+
+// Clean is Plan.Clean for a capture.
+func (c *Captured) Clean() { printable(c.Notes) }
+
+func printable(list []string) {
+	for i := range list {
+		list[i] = Printable(list[i])
+	}
+}

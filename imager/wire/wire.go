@@ -212,6 +212,7 @@ func (c *Conn) next(progress func(Progress)) (Frame, error) {
 				return Frame{}, fmt.Errorf("receive progress: %w", err)
 			}
 			if progress != nil {
+				p.Task = Printable(p.Task)
 				progress(p)
 			}
 		case KindError:
