@@ -112,7 +112,7 @@ func (c *Conn) upload(ctx context.Context, binary []byte) error {
 	if sftpErr == nil || ctx.Err() != nil {
 		return sftpErr
 	}
-	_, err := c.run(ctx, "sh -c 'umask 077; t="+tmp+"; rm -f $t && cat >$t && chmod 700 $t && sync && mv -f $t "+AgentPath+"'",
+	_, err := c.run(ctx, "sh -c 'umask 077; t="+tmp+"; cat >$t && chmod 700 $t && sync && mv -f $t "+AgentPath+" || { rm -f $t; exit 1; }'",
 		bytes.NewReader(binary))
 	if err != nil {
 		return fmt.Errorf("%w (and by SFTP: %w)", err, sftpErr)
@@ -127,12 +127,20 @@ func (c *Conn) uploadSFTP(ctx context.Context, tmp string, binary []byte) error 
 	}
 	defer f.Close()
 	defer context.AfterFunc(ctx, func() { f.Close() })()
+	if err := writeSFTP(f, tmp, binary); err != nil {
+		f.Remove(tmp) // as far as it can be; the next upload removes it otherwise
+		return err
+	}
+	return nil
+}
+
+func writeSFTP(f *sftp.Client, tmp string, binary []byte) error {
 	w, err := f.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
 	if err != nil {
 		return fmt.Errorf("create %q: %w", tmp, err)
 	}
 	if _, err := w.ReadFrom(bytes.NewReader(binary)); err != nil {
-		return errors.Join(fmt.Errorf("write %q: %w", tmp, err), w.Close())
+		return fmt.Errorf("write %q: %w", tmp, errors.Join(err, w.Close()))
 	}
 	syncErr := w.Sync() // fsync@openssh.com; a server without it is no reason to fail
 	if err := w.Close(); err != nil {
