@@ -32,7 +32,7 @@ type agentSession struct {
 
 // Close ends the agent's input and the connection.
 func (s *agentSession) Close() error {
-	s.end()
+	defer s.end()
 	return errors.Join(s.proc.WriteCloser.Close(), s.ssh.Close())
 }
 
@@ -150,6 +150,7 @@ func (p *program) startAgent(ctx context.Context, t remote.Target) (*agentSessio
 	s := &agentSession{ssh: c, proc: proc, conn: wire.New(proc, proc)}
 	var alive context.Context
 	alive, s.end = context.WithCancel(ctx)
+	context.AfterFunc(alive, func() { c.Close() }) // an operator who gives up need not wait for a network that is gone
 	s.conn.KeepAlive(alive, wire.Ping, wire.Silence, func() { c.Close() })
 	late := time.AfterFunc(greetWait, func() { c.Close() })
 	err = s.conn.Greet(version)
