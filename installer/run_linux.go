@@ -59,7 +59,7 @@ type tail struct {
 	buf bytes.Buffer
 }
 
-const tailMax = 4 << 20
+const tailMax = 1 << 20 // bytes; six times as many in JSON at worst, which the server takes
 
 func (t *tail) Write(p []byte) (int, error) {
 	t.mu.Lock()

@@ -115,6 +115,9 @@ func Ifaces(st *site.Site, n *site.Node) []Iface {
 	var ips []site.IP
 	for _, c := range n.NICs {
 		ip := c.IP()
+		if boot := n.BootNIC(); boot != nil && boot.Name == c.Name && !ip.Address.IsValid() {
+			ip.DHCP = true // it is booted over, whether or not anybody wrote so
+		}
 		i := Iface{Name: c.Name, MAC: string(c.MAC), MTU: c.MTU}
 		if b := n.InBond(c.Name); b != nil {
 			i.Bond, ip = b.Name, site.IP{}

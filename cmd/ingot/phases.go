@@ -40,7 +40,7 @@ func phases(events []inventory.Event) []phase {
 			take(e, "kernel and initramfs over HTTP")
 		case "claim":
 			take(e, "installer: kernel, drivers, network")
-			task = "check"
+			task = "claim the profile"
 		case "task":
 			if task != "" {
 				take(e, "installer: "+task)
