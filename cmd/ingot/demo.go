@@ -52,13 +52,11 @@ func (p *program) labDemo(c *cli.Context) error {
 		return err
 	}
 	dir, cache := c.String("dir"), c.String("cache")
-	if !lab.Inside() { // out here Debian's mirror can be reached; in the rack nothing but the rack
-		if err := p.goldenImage(c.Context, cache); err != nil {
-			return fmt.Errorf("demo: golden image: %w", err)
-		}
+	if err := p.goldenImage(c.Context, cache); err != nil {
+		return fmt.Errorf("demo: golden image: %w", err)
 	}
 	err := lab.Run(c.Context, lab.Options{Dir: dir, Args: p.Args[1:], NoRA: true}, func(ctx context.Context, r *lab.Rack) error {
-		self, err := os.Executable()
+		self, err := selfPath()
 		if err != nil {
 			return err
 		}
@@ -202,12 +200,16 @@ const goldenTook = "INGOT_DEMO_GOLDEN"
 
 func goldenStore(cache string) string { return filepath.Join(cache, "site", ".ingot", "store") }
 
-// goldenImage builds the demo's image in a site of its own, which is kept for
-// the next time.
+// goldenImage builds the lab's image in a site of its own, which is kept for
+// the next time. It runs once, before the program enters the rack's namespaces:
+// out here Debian's mirror can be reached, in there nothing but the rack.
 func (p *program) goldenImage(ctx context.Context, cache string) error {
+	if os.Getenv(goldenTook) != "" {
+		return nil
+	}
 	d := &demo{p: p, site: filepath.Join(cache, "site")}
 	var err error
-	if d.self, err = os.Executable(); err != nil {
+	if d.self, err = selfPath(); err != nil {
 		return err
 	}
 	image := "debian:" + recipe()

@@ -49,6 +49,22 @@ func (p *program) labCommand() *cli.Command {
 	)
 }
 
+// selfEnv tells the program, which a rack starts again in other namespaces,
+// where it lies: the kernel names it by a mount that it cannot reach there.
+const selfEnv = "INGOT_LAB_SELF"
+
+// selfPath is the path of this program.
+func selfPath() (string, error) {
+	if path := os.Getenv(selfEnv); path != "" {
+		return path, nil
+	}
+	path, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	return path, os.Setenv(selfEnv, path)
+}
+
 func cacheDir() string {
 	base, err := os.UserCacheDir()
 	if err != nil {
@@ -102,10 +118,8 @@ func (p *program) labUp(c *cli.Context) error {
 		return err
 	}
 	dir, cache := c.String("dir"), c.String("cache")
-	if !lab.Inside() { // out here Debian's mirror can be reached; in the rack nothing but the rack
-		if err := p.goldenImage(c.Context, cache); err != nil {
-			return fmt.Errorf("golden image: %w", err)
-		}
+	if err := p.goldenImage(c.Context, cache); err != nil {
+		return fmt.Errorf("golden image: %w", err)
 	}
 	err = lab.Run(c.Context, lab.Options{Dir: dir, Args: p.Args[1:], Detach: true, NoRA: true}, func(ctx context.Context, r *lab.Rack) error {
 		for _, m := range machines {
@@ -196,7 +210,7 @@ func (p *program) labExec(c *cli.Context) error {
 	if len(argv) == 0 {
 		return usagef("lab exec: want a command; see `ingot lab exec --help`")
 	}
-	self, err := os.Executable()
+	self, err := selfPath()
 	if err != nil {
 		return err
 	}
@@ -244,7 +258,7 @@ func (p *program) labStatus(c *cli.Context) error {
 
 // startServer runs `ingot serve` in the rack and waits until it is ready.
 func startServer(ctx context.Context, r *lab.Rack, site string) (*lab.Process, error) {
-	self, err := os.Executable()
+	self, err := selfPath()
 	if err != nil {
 		return nil, err
 	}
