@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 	"unicode"
 
 	"github.com/pkg/sftp"
@@ -37,26 +38,38 @@ func (c *Conn) run(ctx context.Context, command string, stdin io.Reader) ([]byte
 		return nil, fmt.Errorf("run %q on %q: %w", short, c.target.Name, err)
 	}
 	defer s.Close()
-	defer context.AfterFunc(ctx, func() { s.Close() })()
-	out, errOut := &bounded{most: maxOutput}, &bounded{most: 64 << 10}
+	out, errOut := &bounded{most: maxOutput, over: make(chan struct{})}, &bounded{most: 64 << 10}
 	s.Stdin, s.Stdout, s.Stderr = stdin, out, errOut
-	if err := s.Run(command); err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(command) }() // ends with the connection at the latest
+	select {
+	case <-ctx.Done(): // a node that does not answer does not answer to a close either
+		return nil, fmt.Errorf("run %q on %q: %w", short, c.target.Name, ctx.Err())
+	case <-out.over:
+		return nil, fmt.Errorf("run %q on %q: it answers with more than %d bytes", short, c.target.Name, maxOutput)
+	case err = <-ended:
+	}
+	if err != nil {
 		return out.b.Bytes(), fmt.Errorf("run %q on %q: %w: %s", short, c.target.Name, err, printable(errOut.b.String()))
 	}
 	return out.b.Bytes(), nil
 }
 
-// bounded keeps the first bytes of an output and drops the others.
+// bounded keeps the first bytes of an output. More of them close over, and
+// are then no longer read; without it they are dropped.
 type bounded struct {
 	b    bytes.Buffer
 	most int
+	over chan struct{}
 }
 
 func (w *bounded) Write(p []byte) (int, error) {
-	w.b.Write(p[:min(len(p), w.most-w.b.Len())])
+	k := min(len(p), w.most-w.b.Len())
+	w.b.Write(p[:k])
+	if k < len(p) && w.over != nil {
+		close(w.over) // once: who gets an error does not write again
+		return k, io.ErrShortWrite
+	}
 	return len(p), nil
 }
 
@@ -70,19 +83,29 @@ func printable(s string) string {
 	}, strings.TrimSpace(s))
 }
 
+// How long a node may take to look at the agent that it has, and to take a new one.
+const (
+	checkWait  = 20 * time.Second
+	uploadWait = 10 * time.Minute
+)
+
 // EnsureAgent makes sure that AgentPath on the node is exactly the program
 // binary: it compares digests and uploads only what differs. It reports
 // whether it uploaded.
 func (c *Conn) EnsureAgent(ctx context.Context, binary []byte) (bool, error) {
+	brief, cancel := context.WithTimeout(ctx, checkWait)
+	defer cancel()
 	// Whatever root's login shell is, and whatever it prints, sh does the work.
-	out, err := c.Output(ctx, `sh -c 'a=`+AgentPath+`; test -f $a && test ! -L $a && test -x $a && sha256sum $a; true'`)
+	out, err := c.Output(brief, `sh -c 'a=`+AgentPath+`; test -f $a && test ! -L $a && test -x $a && sha256sum $a; true'`)
 	if err != nil {
 		return false, err
 	}
 	if strings.Contains(string(out), digest.Of(binary).String()+"  "+AgentPath) {
 		return false, nil
 	}
-	if err := c.upload(ctx, binary); err != nil {
+	long, cancel := context.WithTimeout(ctx, uploadWait)
+	defer cancel()
+	if err := c.upload(long, binary); err != nil {
 		return false, fmt.Errorf("upload the agent to %q: %w", c.target.Name, err)
 	}
 	return true, nil
