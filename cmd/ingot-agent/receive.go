@@ -45,10 +45,11 @@ func receive(c *cli.Context) error {
 
 // pollable returns f such that Close ends a Read or Write that waits.
 func pollable(f *os.File) *os.File {
-	if err := unix.SetNonblock(int(f.Fd()), true); err != nil {
+	fd := f.Fd() // which makes it blocking
+	if err := unix.SetNonblock(int(fd), true); err != nil {
 		return f
 	}
-	return os.NewFile(f.Fd(), f.Name())
+	return os.NewFile(fd, f.Name())
 }
 
 func serve(ctx context.Context, conn *wire.Conn, req wire.Request) error {
