@@ -21,13 +21,14 @@ import (
 // node is a machine made of namespaces: its own processes, mounts, name and
 // network, a root tree on disk, and a real sshd.
 type node struct {
-	t     *testing.T
-	root  string // its root, seen from outside
-	cmd   *exec.Cmd
-	addr  string // of its sshd
-	proxy *proxy // how the controller reaches it
-	key   string // public host key
-	link  string // our end of the cable
+	t      *testing.T
+	root   string // its root, seen from outside
+	cmd    *exec.Cmd
+	addr   string // of its sshd
+	proxy  *proxy // how the controller reaches it
+	key    string // public host key
+	link   string // our end of the cable
+	number int
 }
 
 // numbers gives each node a network of its own.
@@ -59,20 +60,26 @@ func boot(t *testing.T, root string, number int) *node {
 		run(t, "mount", "--bind", root, root)
 		t.Cleanup(func() { unix.Unmount(root, unix.MNT_DETACH) })
 	}
-	n.on()
-	t.Cleanup(n.off)
-	run(t, "ip", "link", "add", n.link, "type", "veth", "peer", "name", "eth0", "netns", strconv.Itoa(n.pid()))
-	run(t, "ip", "addr", "add", fmt.Sprintf("10.9.%d.1/24", number), "dev", n.link)
 	run(t, "ip", "addr", "add", fmt.Sprintf("10.9.%d.3/32", number), "dev", "lo")
-	run(t, "ip", "link", "set", n.link, "up")
-	for _, args := range [][]string{{"addr", "add", n.addr + "/24", "dev", "eth0"}, {"link", "set", "eth0", "up"}, {"link", "set", "lo", "up"}} {
-		run(t, "nsenter", append([]string{"-t", strconv.Itoa(n.pid()), "-n", "ip"}, args...)...)
-	}
-	n.sshd()
+	t.Cleanup(n.off)
+	n.number = number
+	n.on()
 	n.proxy = newProxy(t, fmt.Sprintf("10.9.%d.3:22", number), n.addr+":22")
 	return n
 }
 
+// cable connects the node with us.
+func (n *node) cable() {
+	t := n.t
+	run(t, "ip", "link", "add", n.link, "type", "veth", "peer", "name", "eth0", "netns", strconv.Itoa(n.pid()))
+	run(t, "ip", "addr", "add", fmt.Sprintf("10.9.%d.1/24", n.number), "dev", n.link)
+	run(t, "ip", "link", "set", n.link, "up")
+	for _, args := range [][]string{{"addr", "add", n.addr + "/24", "dev", "eth0"}, {"link", "set", "eth0", "up"}, {"link", "set", "lo", "up"}} {
+		run(t, "nsenter", append([]string{"-t", strconv.Itoa(n.pid()), "-n", "ip"}, args...)...)
+	}
+}
+
+// on starts the machine.
 func (n *node) on() {
 	n.t.Helper()
 	n.cmd = exec.Command("/bin/sh", "-c", pidOne, "sh", n.root)
@@ -84,6 +91,8 @@ func (n *node) on() {
 		_, err := os.Stat(fmt.Sprintf("/proc/%d/root/run/ready", n.pid()))
 		return err == nil
 	})
+	n.cable()
+	n.sshd()
 }
 
 func (n *node) pid() int { return n.cmd.Process.Pid }
@@ -168,6 +177,12 @@ func (n *node) kill(name string, sig syscall.Signal) int {
 	return len(pids)
 }
 
+// idle waits until no agent runs on the node.
+func (n *node) idle() {
+	n.t.Helper()
+	eventually(n.t, "the agent ends", func() bool { return len(n.processes("agent")) == 0 })
+}
+
 // staging reports whether a push is writing into its stage now.
 func (n *node) staging() bool {
 	slots, _ := filepath.Glob(n.root + "/.ingot/stage/*/undo/*")
@@ -187,6 +202,8 @@ func eventually(t *testing.T, what string, cond func() bool) {
 type proxy struct {
 	up, down atomic.Int64 // bytes to the node, from the node
 	cutUp    atomic.Int64 // connections break after that many bytes to the node; 0: never
+	cutDown  atomic.Int64 // the same for bytes from the node
+	stallUp  atomic.Int64 // stalled from that many bytes to the node on; 0: never
 	stalled  atomic.Bool  // nothing passes, nobody is told
 
 	mu    sync.Mutex
@@ -220,20 +237,24 @@ func (p *proxy) serve(c net.Conn, to string) {
 	p.mu.Lock()
 	p.conns[c], p.conns[d] = true, true
 	p.mu.Unlock()
-	go p.pass(c, d, &p.down, nil)
-	p.pass(d, c, &p.up, &p.cutUp)
+	go p.pass(c, d, &p.down, &p.cutDown, nil)
+	p.pass(d, c, &p.up, &p.cutUp, &p.stallUp)
 	p.mu.Lock()
 	delete(p.conns, c)
 	delete(p.conns, d)
 	p.mu.Unlock()
 }
 
-func (p *proxy) pass(to, from net.Conn, count, limit *atomic.Int64) {
+func (p *proxy) pass(to, from net.Conn, count, limit, stall *atomic.Int64) {
 	defer to.Close()
 	defer from.Close()
 	buf := make([]byte, 16<<10)
 	for {
 		k, err := from.Read(buf)
+		if total := count.Load() + int64(k); stall != nil && stall.Load() > 0 && total > stall.Load() {
+			stall.Store(0)
+			p.stalled.Store(true)
+		}
 		for p.stalled.Load() {
 			time.Sleep(10 * time.Millisecond)
 		}
@@ -256,4 +277,10 @@ func (p *proxy) cut() {
 	}
 }
 
-func (p *proxy) reset() { p.up.Store(0); p.down.Store(0); p.cutUp.Store(0) }
+func (p *proxy) reset() {
+	p.up.Store(0)
+	p.down.Store(0)
+	p.cutUp.Store(0)
+	p.cutDown.Store(0)
+	p.stallUp.Store(0)
+}

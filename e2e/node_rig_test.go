@@ -90,6 +90,15 @@ func (r *rig) write(name, address string, number int) {
 	ok(r.t, os.Rename(path+".new", path))
 }
 
+// direct adds a name for the node that leads past the proxy.
+func (r *rig) direct() string {
+	r.t.Helper()
+	name := "d" + r.name
+	r.write(name, r.node.addr, 100+r.node.number)
+	r.pin(name, r.node.key)
+	return name
+}
+
 func (r *rig) unwrite(name string) {
 	r.t.Helper()
 	ok(r.t, os.Remove(filepath.Join(r.site, "nodes", name+".yaml")))
@@ -101,6 +110,31 @@ func (r *rig) pin(name, key string) {
 	ok(r.t, err)
 	err = db.AddHostKey(r.t.Context(), name, inventory.HostKey{Type: strings.Fields(key)[0], Public: key})
 	ok(r.t, errors.Join(err, db.Close()))
+}
+
+// start runs ingot in the background; the channel tells how it ended.
+func (r *rig) start(args ...string) (*exec.Cmd, <-chan result) {
+	r.t.Helper()
+	cmd, out, errOut := r.command(args...)
+	begin := time.Now()
+	ok(r.t, cmd.Start())
+	ended := make(chan result, 1)
+	go func() {
+		_ = cmd.Wait() // the code tells
+		ended <- result{out.String(), errOut.String(), cmd.ProcessState.ExitCode(), time.Since(begin)}
+	}()
+	return cmd, ended
+}
+
+// stuck starts a push that comes to a halt while the node stages: what comes
+// next from the controller does not arrive until the proxy is told so.
+func (r *rig) stuck(image string) (*exec.Cmd, <-chan result) {
+	r.t.Helper()
+	r.node.proxy.reset()
+	r.node.proxy.stallUp.Store(400 << 10)
+	cmd, ended := r.start("push", image, r.name)
+	eventually(r.t, "the node is staging", func() bool { return r.node.proxy.stalled.Load() && r.node.staging() })
+	return cmd, ended
 }
 
 // result is how a run of ingot ended.
@@ -197,6 +231,19 @@ func (r *rig) is(tree string) {
 			r.t.Errorf("node-owned %q is %q", path, got)
 		}
 	}
+}
+
+// oneOf asserts that the node's tree is exactly one of two images and says whether it is the second.
+func (r *rig) oneOf(a, b string) bool {
+	r.t.Helper()
+	da := differences(r.t, a, r.node.root, nodeOwned()...)
+	if da == "" {
+		return false
+	}
+	if db := differences(r.t, b, r.node.root, nodeOwned()...); db != "" {
+		r.t.Errorf("node %s is neither the old nor the new tree: against the old one:\n%s\nagainst the new one:\n%s", r.name, da, db)
+	}
+	return true
 }
 
 // isFound asserts that the node's tree is as it was found, byte for byte and

@@ -58,9 +58,7 @@ func testNoKeyAccepted(t *testing.T, b *base) {
 
 func testNobodyAnswers(t *testing.T, b *base) {
 	r := b.rig(t, "")
-	number := 100 + int(b.numbers.next.Add(1))
-	r.write("d"+r.name, r.node.addr, number)
-	r.pin("d"+r.name, r.node.key)
+	r.direct()
 	r.node.proxy.stalled.Store(true) // a host that accepts and is silent
 	if res := r.fails(1, []string{r.name, "hint:"}, "push", "web:1", r.name); res.took > 25*time.Second {
 		t.Errorf("a silent host took %s", res.took)
@@ -113,6 +111,7 @@ func testOldAgent(t *testing.T, b *base) {
 		"a symbolic link": func() error { return errors.Join(os.Remove(agent), os.Symlink("/usr/bin/true", agent)) },
 		"a leftover":      func() error { return errors.Join(os.Remove(agent), os.Symlink("/etc/motd", agent+".new")) },
 	} {
+		r.node.idle()
 		ok(t, plant())
 		if res := r.ingot("push", "web:1", r.name); res.code != 0 || !strings.Contains(res.out, "unchanged") {
 			t.Errorf("with %s in the agent's place: %s", what, res)
