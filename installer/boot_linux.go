@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -86,17 +87,11 @@ func (r *Run) installAgent() error {
 	if err := r.mkdir(filepath.Dir(agentPath), 0o700); err != nil {
 		return err
 	}
-	src, err := os.Open("/proc/self/exe")
+	self, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
 		return err
 	}
-	defer src.Close()
-	dst, err := os.OpenFile(filepath.Join(Target, agentPath), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o700)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(dst, src)
-	return errors.Join(err, dst.Close())
+	return r.put(agentPath, string(self), 0o700)
 }
 
 // chroot returns a command that runs in the new system.
@@ -106,7 +101,8 @@ func (r *Run) chroot(ctx context.Context, argv ...string) *exec.Cmd {
 	c.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "HOME=/root", "DEBIAN_FRONTEND=noninteractive"}
 	c.Dir = "/"
 	c.SysProcAttr = &unix.SysProcAttr{Chroot: Target}
-	c.Err = nil // the path is looked up in the new root, not in ours
+	c.WaitDelay = 10 * time.Second // for what it leaves running with our pipe open
+	c.Err = nil                    // the path is looked up in the new root, not in ours
 	if !strings.Contains(argv[0], "/") {
 		for _, dir := range []string{"/usr/sbin/", "/usr/bin/", "/sbin/", "/bin/"} {
 			if _, err := os.Stat(filepath.Join(Target, dir, argv[0])); err == nil {

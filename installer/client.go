@@ -85,6 +85,16 @@ func (c *Client) Report(ctx context.Context, p Progress) error {
 	return err
 }
 
+// Begin tells the server that the disk is being written from now on, and
+// returns once the server has agreed.
+func (c *Client) Begin(ctx context.Context, p Progress) error {
+	p.Writing = true
+	if err := c.call(ctx, PathProgress, p, nil); err != nil {
+		return fmt.Errorf("ask the server before the first write: %w", err)
+	}
+	return nil
+}
+
 // End reports the ending and returns once the server has it.
 func (c *Client) End(ctx context.Context, e Ending) error {
 	if err := c.call(ctx, PathEnd, e, nil); err != nil {

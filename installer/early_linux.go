@@ -40,10 +40,6 @@ func MountEarly() error {
 			return fmt.Errorf("mount %s: %w", m.target, err)
 		}
 	}
-	if _, err := os.Stat("/sys/firmware/efi"); err == nil {
-		// Best effort: only boot entries need it, and installs do without them.
-		_ = unix.Mount("efivarfs", "/sys/firmware/efi/efivars", "efivarfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
-	}
 	return nil
 }
 

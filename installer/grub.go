@@ -73,6 +73,7 @@ func grubConfig(c bootConfig) string {
   for k in %[1]s/vmlinuz-*; do
     if regexp --set=1:version '^.*/vmlinuz-(.*)$' "$k"; then
       set kernel="$k"
+      set initrd=
       for i in "%[1]s/initrd.img-$version" "%[1]s/initramfs-$version.img" "%[1]s/initrd-$version"; do
         if [ -f "$i" ]; then set initrd="$i"; fi
       done
@@ -171,4 +172,31 @@ func grubEmbed(disk io.WriterAt, mbr, bootImg, coreImg []byte, start, size int64
 		return fmt.Errorf("write the boot sector: %w", err)
 	}
 	return nil
+}
+
+// placeholder is a boot sector that says why the disk does not boot, for the
+// time between the partitioning and the end of an installation. It keeps what
+// partitioning wrote into mbr.
+func placeholder(mbr []byte) []byte {
+	code := []byte{
+		0x31, 0xC0, // xor  ax, ax
+		0x8E, 0xD8, // mov  ds, ax
+		0xFC,             // cld
+		0xBE, 0x19, 0x7C, // mov  si, 0x7c19: the text behind this code
+		0xAC,       // lodsb
+		0x84, 0xC0, // test al, al
+		0x74, 0x09, // jz   hlt
+		0xB4, 0x0E, // mov  ah, 0x0e: teletype output
+		0xBB, 0x07, 0x00, // mov  bx, 7
+		0xCD, 0x10, // int  0x10
+		0xEB, 0xF2, // jmp  lodsb
+		0xF4,       // hlt
+		0xEB, 0xFD, // jmp  hlt
+	}
+	out := append([]byte{}, mbr...)
+	clear(out[:bootPartTable])
+	n := copy(out, code)
+	copy(out[n:], "\r\ningot: the installation of this disk was not finished; it does not boot.\r\nSee: ingot node timeline NODE\r\n\x00")
+	out[sector-2], out[sector-1] = 0x55, 0xAA
+	return out
 }

@@ -102,6 +102,17 @@ func TestGrubEmbedKeepsThePartitionTable(t *testing.T) {
 	}
 }
 
+func TestPlaceholderKeepsThePartitionTable(t *testing.T) {
+	mbr := bytes.Repeat([]byte{0xAB}, sector)
+	got := placeholder(mbr)
+	if len(got) != sector || !bytes.Equal(got[bootPartTable:sector-2], mbr[bootPartTable:sector-2]) {
+		t.Error("the partition table was overwritten")
+	}
+	if got[510] != 0x55 || got[511] != 0xAA || bytes.IndexByte(got[25:], 0) < 0 || !bytes.Contains(got[25:bootPartTable], []byte("does not boot")) {
+		t.Errorf("no boot sector that says why: %q", got)
+	}
+}
+
 func TestClientOutlivesAServerThatRestarts(t *testing.T) {
 	content := bytes.Repeat([]byte("0123456789abcdef"), 64<<10)
 	var calls atomic.Int32

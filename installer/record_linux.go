@@ -2,8 +2,10 @@ package installer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -21,10 +23,15 @@ import (
 // the root is /, so $target is / and $ROOTCMD is empty.
 func (r *Run) scripts(ctx context.Context) error {
 	const dir = "/.ingot/scripts"
+	if err := r.mkdir(filepath.Dir(dir), 0o700); err != nil {
+		return err
+	}
 	if len(r.job.Scripts) == 0 {
 		return nil
 	}
-	defer os.RemoveAll(filepath.Join(Target, dir))
+	defer func() {
+		_ = r.inTarget(func(root *os.Root) error { return root.RemoveAll(strings.TrimPrefix(dir, "/")) })
+	}()
 	for _, s := range r.job.Scripts {
 		if err := r.put(filepath.Join(dir, s.Class, filepath.Base(s.Name)), string(s.Content), 0o700); err != nil {
 			return err
@@ -35,10 +42,16 @@ func (r *Run) scripts(ctx context.Context) error {
 		r.progress(func(p *Progress) { p.Detail, p.Done, p.Total = s.Name, int64(i), int64(len(r.job.Scripts)) })
 		start := time.Now()
 		path := filepath.Join(dir, s.Class, filepath.Base(s.Name))
+		ctx, cancel := context.WithTimeout(ctx, scriptTime)
 		c := r.chroot(ctx, path)
 		c.Dir = filepath.Dir(path)
 		c.Env = append(c.Env, env...)
 		out, err := c.CombinedOutput()
+		cancel()
+		if errors.Is(err, exec.ErrWaitDelay) {
+			r.log.Warn("the script left programs running; they are ended with the installation", "name", s.Name)
+			err = nil
+		}
 		r.log.Info("script", "name", s.Name, "seconds", fmt.Sprintf("%.1f", time.Since(start).Seconds()), "output", strings.TrimSpace(string(out)))
 		if err != nil {
 			return fmt.Errorf("%s: %w: %s", s.Name, err, lastLines(string(out), 5))
@@ -46,6 +59,9 @@ func (r *Run) scripts(ctx context.Context) error {
 	}
 	return nil
 }
+
+// scriptTime bounds one script: a question that nobody answers must not hold a rack.
+const scriptTime = 30 * time.Minute
 
 func (r *Run) scriptEnv() []string {
 	env := []string{

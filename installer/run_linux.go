@@ -3,12 +3,9 @@ package installer
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -42,7 +39,7 @@ type Run struct {
 	index   *store.Index
 	plan    *disks.Plan
 	written map[string]written
-	mounted []string
+	mounts  []mounted
 	mu      sync.Mutex
 	now     Progress
 	started chan Progress // tasks that have begun, however short they are
@@ -103,9 +100,12 @@ func (r *Run) Install(ctx context.Context) error {
 	if err != nil {
 		r.ending.Reason = err.Error()
 		r.log.Error("the installation failed", "reason", err.Error())
-		err = errors.Join(err, r.keepLog())
+		r.keepLog()
 	}
-	return errors.Join(err, r.unmount())
+	if left := r.unmount(); left != nil { // everything has been synced: a mount that is busy loses nothing
+		r.log.Warn("unmount", "err", left)
+	}
+	return err
 }
 
 // Report tells the server how the installation ended, and returns once the
@@ -123,7 +123,13 @@ func (r *Run) tasks(ctx context.Context) error {
 	}{
 		{"claim the profile", false, r.claim},
 		{"check", false, r.check},
-		{"partition", true, r.partition},
+		{"partition", true, func(ctx context.Context) error {
+			// The server may know better by now: the node was disarmed, or another attempt began.
+			if err := r.Client.Begin(ctx, Progress{Task: "partition"}); err != nil {
+				return err
+			}
+			return r.partition(ctx)
+		}},
 		{"write the image", true, r.write},
 		{"configure", true, r.configure},
 		{"scripts", true, r.scripts},
@@ -210,15 +216,13 @@ func (r *Run) tell(ctx context.Context, p Progress) {
 
 // keepLog leaves the log on the new file system, if there is one, for whoever
 // takes the disk out of a machine whose network failed.
-func (r *Run) keepLog() error {
-	if len(r.mounted) == 0 {
-		return nil
+func (r *Run) keepLog() {
+	if len(r.mounts) == 0 {
+		return
 	}
-	dir := filepath.Join(Target, "var/log/ingot")
-	if err := os.MkdirAll(dir, 0o750); err != nil {
-		return err
+	if err := r.put("/var/log/ingot/install.log", r.text.String(), 0o640); err != nil {
+		r.log.Warn("the log stays with the server alone", "err", err)
 	}
-	return os.WriteFile(filepath.Join(dir, "install.log"), []byte(r.text.String()), 0o640)
 }
 
 // meter measures a rate over the last seconds.

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -85,18 +86,31 @@ func (r *Run) reachable() error {
 	return nil
 }
 
+// diskWait is how long a layout that does not fit the disks is tried again.
+const diskWait = 20 * time.Second
+
 func (r *Run) planDisks(ctx context.Context) error {
 	layout, err := disks.Parse(r.job.DiskConfig.File, []byte(r.job.DiskConfig.Text))
 	if err != nil {
 		return err
 	}
-	devs, err := disks.Probe(ctx)
-	if err != nil {
-		return err
-	}
 	ram, _ := strconv.ParseUint(r.Facts["memory_kib"], 10, 64)
-	if r.plan, err = layout.Plan(devs, disks.Options{RAM: ram * 1024}); err != nil {
-		return err
+	for begin := time.Now(); ; {
+		devs, err := disks.Probe(ctx)
+		if err != nil {
+			return err
+		}
+		if r.plan, err = layout.Plan(devs, disks.Options{RAM: ram * 1024}); err == nil {
+			break
+		}
+		if time.Since(begin) > diskWait {
+			return err
+		}
+		select { // a controller may still be looking for its disks
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Second):
+		}
 	}
 	for _, d := range r.plan.Result.Disks {
 		r.log.Info("disk that will be overwritten", "device", d)
@@ -119,6 +133,9 @@ func (r *Run) hasBootLoader() error {
 	case uefi:
 		p = grubUEFI()
 	}
+	if !slices.ContainsFunc(r.image.Entries, func(e entry.Entry) bool { return strings.HasPrefix(e.Path, "boot/vmlinuz") }) {
+		return fmt.Errorf("image %s has no kernel: build it with the package linux-image-amd64", r.job.Ref)
+	}
 	for _, path := range []string{"usr/bin/grub-mkimage", "usr/lib/grub/" + p.dir} {
 		if _, ok := r.image.Lookup(path); !ok {
 			return fmt.Errorf("image %s lacks /%s: build it with the packages grub-common and grub-pc-bin or grub-efi-amd64-bin", r.job.Ref, path)
@@ -129,10 +146,10 @@ func (r *Run) hasBootLoader() error {
 
 // partition divides and formats the disks and mounts the new root. From its
 // first step on the old system does not boot any more, also not by half: the
-// code in the boot sector is erased first.
+// boot sector says so.
 func (r *Run) partition(ctx context.Context) error {
 	for _, d := range r.plan.Result.Disks {
-		if err := eraseBootCode(d); err != nil {
+		if err := sealDisk(d); err != nil {
 			return err
 		}
 	}
@@ -141,6 +158,11 @@ func (r *Run) partition(ctx context.Context) error {
 		return disks.Command(ctx, argv, stdin)
 	}); err != nil {
 		return err
+	}
+	for _, d := range r.plan.Result.Disks { // once more: a new table may bring a boot sector
+		if err := sealDisk(d); err != nil {
+			return err
+		}
 	}
 	for _, m := range r.plan.Result.Mounts {
 		if m.FS == "vfat" {
@@ -153,13 +175,25 @@ func (r *Run) partition(ctx context.Context) error {
 	return nil
 }
 
-func eraseBootCode(device string) error {
-	f, err := os.OpenFile(device, os.O_WRONLY|unix.O_EXCL, 0)
+// sealDisk makes the boot sector of a disk say that it does not boot.
+func sealDisk(device string) error {
+	f, err := os.OpenFile(device, os.O_RDWR|unix.O_EXCL, 0)
 	if err != nil {
 		return fmt.Errorf("open %q: %w", device, err)
 	}
-	_, err = f.WriteAt(make([]byte, bootPartTable), 0)
+	mbr := make([]byte, sector)
+	if _, err := io.ReadFull(f, mbr); err != nil {
+		return errors.Join(fmt.Errorf("read the boot sector of %q: %w", device, err), f.Close())
+	}
+	_, err = f.WriteAt(placeholder(mbr), 0)
 	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// mounted is a file system of the target. Its top stays open from before the
+// first write on, so that syncfs(2) tells of every write that failed since.
+type mounted struct {
+	dir string
+	top int // file descriptor
 }
 
 func (r *Run) mount(ctx context.Context, m disks.Mount) error {
@@ -168,15 +202,57 @@ func (r *Run) mount(ctx context.Context, m disks.Mount) error {
 			r.log.Warn("load a file system", "fs", m.FS, "err", err) // the mount says whether it was needed
 		}
 	}
-	dir := filepath.Join(Target, m.Path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("mount %s: %w", m.Path, err)
-	}
 	flags, data := mountOptions(m.Options)
-	if err := unix.Mount(m.Device, dir, m.FS, flags, data); err != nil {
-		return fmt.Errorf("mount %s (%s, options %q) on %s: %w", m.Device, m.FS, m.Options, dir, err)
+	return r.mountAt(mountPoint{source: m.Device, target: m.Path, fstype: m.FS, data: data, flags: flags})
+}
+
+// mountAt mounts on a directory of the target, which no symlink of the image
+// can lead elsewhere.
+func (r *Run) mountAt(m mountPoint) error {
+	dir := filepath.Join(Target, m.target)
+	if m.target != "/" {
+		if err := r.mkdir(m.target, 0o755); err != nil {
+			return err
+		}
+	} else if err := os.MkdirAll(Target, 0o755); err != nil {
+		return err
 	}
-	r.mounted = append(r.mounted, dir)
+	base, err := unix.Open(Target, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("mount on %s: %w", dir, err)
+	}
+	defer unix.Close(base)
+	at, err := entry.OpenBeneath(base, pathIn(m.target), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("mount on %s: %w", dir, err)
+	}
+	defer unix.Close(at)
+	if err := unix.Mount(m.source, fmt.Sprintf("/proc/self/fd/%d", at), m.fstype, m.flags, m.data); err != nil {
+		return fmt.Errorf("mount %s (%s, options %q) on %s: %w", m.source, m.fstype, m.data, dir, err)
+	}
+	top, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return errors.Join(fmt.Errorf("mount on %s: %w", dir, err), unix.Unmount(dir, 0))
+	}
+	r.mounts = append(r.mounts, mounted{dir, top})
+	return nil
+}
+
+func pathIn(abs string) string {
+	if p := strings.Trim(abs, "/"); p != "" {
+		return p
+	}
+	return "."
+}
+
+// sync makes everything durable, and fails when any write since the mounts
+// failed: EIO and ENOSPC may come long after write(2).
+func (r *Run) sync() error {
+	for _, m := range r.mounts {
+		if err := unix.Syncfs(m.top); err != nil {
+			return fmt.Errorf("sync %s: %w", m.dir, err)
+		}
+	}
 	return nil
 }
 
@@ -279,18 +355,13 @@ func (r *Run) configure(context.Context) error {
 			return err
 		}
 	}
-	for _, m := range slices.Concat(pseudo(), nil) {
-		if m.target != "/proc" && m.target != "/sys" && m.target != "/dev" && m.target != "/dev/pts" && m.target != "/run" {
-			continue
+	for _, m := range pseudo() {
+		if m.target == "/tmp" {
+			continue // the new system has its own
 		}
-		dir := filepath.Join(Target, m.target)
-		if err := os.MkdirAll(dir, 0o755); err != nil {
+		if err := r.mountAt(m); err != nil {
 			return err
 		}
-		if err := unix.Mount(m.source, dir, m.fstype, m.flags, m.data); err != nil {
-			return fmt.Errorf("mount %s: %w", dir, err)
-		}
-		r.mounted = append(r.mounted, dir)
 	}
 	return nil
 }
@@ -341,33 +412,49 @@ func (r *Run) inTarget(fn func(*os.Root) error) error {
 // finish makes the disk bootable, once everything else is there and on the
 // disk: until now no boot sector and no file of the EFI system partition led here.
 func (r *Run) finish(context.Context) error {
-	if err := r.put("/var/log/ingot/install.log", r.text.String(), 0o640); err != nil {
+	r.keepLog()
+	if err := r.sync(); err != nil {
 		return err
 	}
-	unix.Sync()
 	if err := r.activate(); err != nil {
 		return err
 	}
-	unix.Sync()
-	return nil
+	return r.sync()
 }
 
-// unmount undoes every mount, the last first.
+// unmount undoes every mount, the last first. What a script left running in
+// the new system is ended first.
 func (r *Run) unmount() error {
-	unix.Sync()
+	endProcesses(Target)
 	var errs []error
-	for _, dir := range slices.Backward(r.mounted) {
-		err := unix.Unmount(dir, 0)
+	for _, m := range slices.Backward(r.mounts) {
+		errs = append(errs, unix.Close(m.top))
+		err := unix.Unmount(m.dir, 0)
 		for n := 0; errors.Is(err, unix.EBUSY) && n < 20; n++ {
 			time.Sleep(100 * time.Millisecond)
-			err = unix.Unmount(dir, 0)
+			err = unix.Unmount(m.dir, 0)
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("unmount %s: %w", dir, err))
+			errs = append(errs, fmt.Errorf("unmount %s: %w", m.dir, err))
 		}
 	}
-	r.mounted = nil
+	r.mounts = nil
+	unix.Sync()
 	return errors.Join(errs...)
+}
+
+// endProcesses kills what runs with its root in dir (proc(5), /proc/pid/root).
+func endProcesses(dir string) {
+	procs, _ := filepath.Glob("/proc/[0-9]*/root")
+	for _, p := range procs {
+		root, err := os.Readlink(p)
+		if err != nil || root != dir && !strings.HasPrefix(root, dir+"/") {
+			continue
+		}
+		if pid, err := strconv.Atoi(strings.Split(p, "/")[2]); err == nil {
+			_ = unix.Kill(pid, unix.SIGKILL) // it may have ended by itself
+		}
+	}
 }
 
 func randomHex(n int) string {

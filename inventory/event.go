@@ -42,6 +42,14 @@ func (d *DB) AddEvents(ctx context.Context, events []Event) error {
 	return nil
 }
 
+// ForgetEvents removes the events before a time.
+func (d *DB) ForgetEvents(ctx context.Context, before time.Time) error {
+	if _, err := d.db.ExecContext(ctx, `DELETE FROM events WHERE time<?`, nanos(before)); err != nil {
+		return fmt.Errorf("forget old events: %w", err)
+	}
+	return nil
+}
+
 type execer interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 }

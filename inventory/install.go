@@ -48,18 +48,19 @@ type Install struct {
 	Task    string
 	Done    int64 // bytes
 	Total   int64 // bytes
+	Dirty   bool  // an attempt since the arming has begun to write the disk
 	Reason  string
 	By      string
 	Changed time.Time
 }
 
-const installCols = `node, state, ref, image, netboot, attempt, nonce, client, token, ip, task, done, total, reason, by_whom, changed`
+const installCols = `node, state, ref, image, netboot, attempt, nonce, client, token, ip, task, done, total, dirty, reason, by_whom, changed`
 
 func scanInstall(row interface{ Scan(...any) error }) (Install, error) {
 	var in Install
 	var changed int64
 	err := row.Scan(&in.Node, &in.State, &in.Ref, &in.Image, &in.Netboot, &in.Attempt, &in.Nonce, &in.Client, &in.Token, &in.IP,
-		&in.Task, &in.Done, &in.Total, &in.Reason, &in.By, &changed)
+		&in.Task, &in.Done, &in.Total, &in.Dirty, &in.Reason, &in.By, &changed)
 	in.Changed = fromNanos(changed)
 	if errors.Is(err, sql.ErrNoRows) {
 		err = ErrNotFound
@@ -99,7 +100,7 @@ func (d *DB) Arm(ctx context.Context, node, ref, image, netboot, by string) erro
 	err := d.tx(ctx, func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, `INSERT INTO installs (node, state, ref, image, netboot, by_whom, changed) VALUES (?,?,?,?,?,?,?)
 			ON CONFLICT (node) DO UPDATE SET state=excluded.state, ref=excluded.ref, image=excluded.image, netboot=excluded.netboot, by_whom=excluded.by_whom,
-			changed=excluded.changed, attempt=0, nonce='', client='', token='', task='', done=0, total=0, reason=''`,
+			changed=excluded.changed, attempt=0, nonce='', client='', token='', task='', done=0, total=0, dirty=0, reason=''`,
 			node, Armed, ref, image, netboot, by, nanos(d.now()))
 		if err != nil {
 			return err
@@ -113,10 +114,11 @@ func (d *DB) Arm(ctx context.Context, node, ref, image, netboot, by string) erro
 }
 
 // Disarm makes node boot its disk again: its installation is forgotten. It
-// fails with ErrNotArmed when none was ordered, or it has begun to write.
+// fails with ErrNotArmed when none was ordered, or when any of its attempts has
+// begun to write: such a disk does not boot.
 func (d *DB) Disarm(ctx context.Context, node, by string) error {
 	err := d.tx(ctx, func(tx *sql.Tx) error {
-		res, err := tx.ExecContext(ctx, `DELETE FROM installs WHERE node=? AND state IN (?,?)`, node, Armed, Claimed)
+		res, err := tx.ExecContext(ctx, `DELETE FROM installs WHERE node=? AND dirty=0 AND state IN (?,?)`, node, Armed, Claimed)
 		if err != nil {
 			return err
 		}
@@ -132,7 +134,8 @@ func (d *DB) Disarm(ctx context.Context, node, by string) error {
 }
 
 // BeginAttempt starts a network boot of node: it returns the Install with a
-// fresh nonce when the node shall install now. When the attempts are used up
+// fresh nonce when the node shall install now. ip is the address that the claim
+// has to come from; empty: any. When the attempts are used up
 // the state becomes Failed, which the returned Install shows.
 func (d *DB) BeginAttempt(ctx context.Context, node, ip string) (Install, error) {
 	var out Install
@@ -164,8 +167,8 @@ func (d *DB) BeginAttempt(ctx context.Context, node, ip string) (Install, error)
 // Claim binds the boot attempt named by nonce to one installer. The first
 // claim yields a session token; the same client gets the same one again; a
 // second client is refused with ErrClaimed, and one that does not come from the
-// address that fetched the boot script with ErrForeign. Both are recorded as
-// alarms.
+// address that fetched the boot script, where one is known, with ErrForeign.
+// Both are recorded as alarms.
 func (d *DB) Claim(ctx context.Context, node, nonce, client, ip string) (Install, error) {
 	var out Install
 	var refused error
@@ -176,7 +179,7 @@ func (d *DB) Claim(ctx context.Context, node, nonce, client, ip string) (Install
 			return Event{}, ErrNotArmed
 		case nonce == "" || client == "" || in.Nonce != nonce:
 			return Event{}, ErrStale
-		case in.IP != ip:
+		case in.IP != "" && in.IP != ip:
 			refused = ErrForeign
 			return Event{Stage: "alarm", Detail: fmt.Sprintf("%s tried to claim the profile of the boot attempt of %s", ip, in.IP)}, nil
 		case in.Client == client:
@@ -185,13 +188,25 @@ func (d *DB) Claim(ctx context.Context, node, nonce, client, ip string) (Install
 			refused = ErrClaimed
 			return Event{Stage: "alarm", Detail: fmt.Sprintf("a second machine at %s tried to claim the profile that %s holds", ip, in.IP)}, nil
 		}
-		in.State, in.Client, in.Token = Claimed, client, secret()
+		in.State, in.Client, in.Token, in.IP = Claimed, client, secret(), ip
 		return Event{Stage: "claim", Detail: "from " + ip}, nil
 	})
 	if err == nil && refused != nil {
 		return Install{}, fmt.Errorf("claim node %q: %w", node, refused)
 	}
 	return out, err
+}
+
+// Fail ends the boot attempt named by nonce before it was claimed: its profile
+// cannot be made.
+func (d *DB) Fail(ctx context.Context, node, nonce, reason string) error {
+	return d.change(ctx, node, func(in *Install) (Event, error) {
+		if nonce == "" || in.Nonce != nonce || in.State == Installed || in.State == Failed {
+			return Event{}, ErrStale
+		}
+		in.State, in.Reason, in.Token, in.Nonce = Failed, reason, "", ""
+		return Event{Stage: "failed", Detail: reason}, nil
+	})
 }
 
 // Session returns the installation whose session token is token.
@@ -214,7 +229,7 @@ func (d *DB) Progress(ctx context.Context, token, task string, done, total int64
 			return Event{}, ErrNotArmed
 		}
 		if writing {
-			in.State = Writing
+			in.State, in.Dirty = Writing, true
 		}
 		in.Done, in.Total = done, total
 		if in.Task == task {
@@ -270,8 +285,8 @@ func (d *DB) change(ctx context.Context, node string, fn func(*Install) (Event, 
 			return err
 		}
 		in.Changed = d.now()
-		_, err = tx.ExecContext(ctx, `UPDATE installs SET state=?, attempt=?, nonce=?, client=?, token=?, ip=?, task=?, done=?, total=?, reason=?, changed=? WHERE node=?`,
-			in.State, in.Attempt, in.Nonce, in.Client, in.Token, in.IP, in.Task, in.Done, in.Total, in.Reason, nanos(in.Changed), node)
+		_, err = tx.ExecContext(ctx, `UPDATE installs SET state=?, attempt=?, nonce=?, client=?, token=?, ip=?, task=?, done=?, total=?, dirty=?, reason=?, changed=? WHERE node=?`,
+			in.State, in.Attempt, in.Nonce, in.Client, in.Token, in.IP, in.Task, in.Done, in.Total, in.Dirty, in.Reason, nanos(in.Changed), node)
 		if err != nil || ev.Stage == "" {
 			return err
 		}

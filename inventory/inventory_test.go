@@ -235,4 +235,38 @@ func TestDisarmForgetsWhatHasNotBegun(t *testing.T) {
 	if err := d.Disarm(ctx, "n1", "root"); !errors.Is(err, ErrNotArmed) {
 		t.Errorf("Disarm while the disk is written: %v, want ErrNotArmed", err)
 	}
+	// After a power cut the next attempt is armed again, and the disk is no better.
+	if _, err := d.BeginAttempt(ctx, "n1", "10.0.0.1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Disarm(ctx, "n1", "root"); !errors.Is(err, ErrNotArmed) {
+		t.Errorf("Disarm of a half-written disk: %v, want ErrNotArmed", err)
+	}
+}
+
+func TestFailEndsOnlyTheAttemptItNames(t *testing.T) {
+	ctx, d := t.Context(), open(t)
+	must(t, d.Arm(ctx, "n1", "web:1", "abc", "key", "root"))
+	in, err := d.BeginAttempt(ctx, "n1", "")
+	must(t, err)
+	if err := d.Fail(ctx, "n1", "other", "why"); !errors.Is(err, ErrStale) {
+		t.Errorf("Fail with a wrong nonce: %v", err)
+	}
+	must(t, d.Fail(ctx, "n1", in.Nonce, "the profile is broken"))
+	if got, _ := d.Install(ctx, "n1"); got.State != Failed || got.Reason != "the profile is broken" {
+		t.Errorf("after Fail: %+v", got)
+	}
+	if _, err := d.Claim(ctx, "n1", in.Nonce, "c", "10.0.0.1"); !errors.Is(err, ErrNotArmed) {
+		t.Errorf("Claim after Fail: %v", err)
+	}
+}
+
+func TestOldEventsAreForgotten(t *testing.T) {
+	ctx, d := t.Context(), open(t)
+	must(t, d.AddEvent(ctx, Event{Node: "n1", Stage: "old", Time: time.Now().Add(-100 * 24 * time.Hour)}))
+	must(t, d.AddEvent(ctx, Event{Node: "n1", Stage: "new"}))
+	must(t, d.ForgetEvents(ctx, time.Now().Add(-90*24*time.Hour)))
+	if evs, err := d.Events(ctx, "n1", nil, 0, 0); err != nil || len(evs) != 1 || evs[0].Stage != "new" {
+		t.Errorf("Events = %+v, %v", evs, err)
+	}
 }

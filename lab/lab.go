@@ -8,7 +8,7 @@
 // done, the kernel ends every machine and server in it and takes the bridge, the taps and the mounts
 // away. The host's network is never touched.
 //
-//	err := lab.Run(ctx, lab.Options{Dir: "/run/ingot-lab/demo"}, func(ctx context.Context, r *lab.Rack) error {
+//	err := lab.Run(ctx, lab.Options{Dir: "/var/lib/ingot-lab/demo"}, func(ctx context.Context, r *lab.Rack) error {
 //		err := r.AddMachine(lab.Machine{Name: "n1", Firmware: lab.UEFI, Disks: []lab.Disk{{SizeBytes: 4 << 30}}})
 //		...
 //		server, err := r.Start("server", "ingot", "serve")
@@ -50,7 +50,7 @@ type Options struct {
 }
 
 // DefaultDir returns the state directory of the rack called name.
-func DefaultDir(name string) string { return filepath.Join("/run/ingot-lab", name) }
+func DefaultDir(name string) string { return filepath.Join("/var/lib/ingot-lab", name) }
 
 // The files of a state directory.
 const (

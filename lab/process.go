@@ -61,7 +61,7 @@ func (r *Rack) Start(name string, argv ...string) (*Process, error) {
 		return nil, fmt.Errorf("start %q: no command", name)
 	}
 	p := &Process{Name: name, Log: r.path(name, ".log"), done: make(chan struct{}), cmd: exec.Command(argv[0], argv[1:]...)}
-	log, err := os.OpenFile(p.Log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	log, err := os.OpenFile(p.Log, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("start %q: %w", name, err)
 	}

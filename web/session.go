@@ -3,6 +3,7 @@ package web
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -23,6 +24,11 @@ func (s *Server) claim(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
+	job, err := s.job(r.Context(), c)
+	if err != nil {
+		s.refuse(w, c.Node, err)
+		return
+	}
 	in, err := s.State.Claim(r.Context(), c.Node, c.Nonce, c.Client, clientIP(r))
 	if err != nil {
 		s.refuse(w, c.Node, err)
@@ -34,19 +40,34 @@ func (s *Server) claim(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	job, err := s.Boots.Job(r.Context(), in)
-	if err != nil {
-		s.refuse(w, c.Node, err)
-		return
-	}
-	s.Log.Info("profile claimed", slogx.Node, c.Node, slogx.IP, clientIP(r), slogx.Image, in.Ref)
+	s.log().Info("profile claimed", slogx.Node, c.Node, slogx.IP, clientIP(r), slogx.Image, in.Ref)
 	writeJSON(w, installer.Claimed{Token: in.Token, Job: job})
+}
+
+// errProfile says that a profile cannot be made: a repeat will not make it.
+var errProfile = errors.New("the profile cannot be made")
+
+// job makes the profile before the claim is bound: a profile that is broken
+// ends the attempt, with the reason.
+func (s *Server) job(ctx context.Context, c installer.Claim) (installer.Job, error) {
+	in, err := s.State.Install(ctx, c.Node)
+	if err != nil {
+		return installer.Job{}, err
+	}
+	job, err := s.Boots.Job(ctx, in)
+	if err == nil || ctx.Err() != nil {
+		return job, err
+	}
+	err = fmt.Errorf("%w: %w", errProfile, err)
+	return job, errors.Join(err, s.State.Fail(ctx, c.Node, c.Nonce, err.Error()))
 }
 
 // refuse maps the kinds of errors to statuses: 4xx where a repeat is useless.
 func (s *Server) refuse(w http.ResponseWriter, node string, err error) {
 	code := http.StatusInternalServerError
 	switch {
+	case errors.Is(err, errProfile):
+		code = http.StatusUnprocessableEntity
 	case errors.Is(err, inventory.ErrNotFound):
 		code = http.StatusNotFound
 	case errors.Is(err, inventory.ErrClaimed), errors.Is(err, inventory.ErrForeign):
@@ -54,7 +75,7 @@ func (s *Server) refuse(w http.ResponseWriter, node string, err error) {
 	case errors.Is(err, inventory.ErrNotArmed), errors.Is(err, inventory.ErrStale):
 		code = http.StatusConflict
 	}
-	s.Log.Warn("installer refused", slogx.Node, node, slogx.Err, err)
+	s.log().Warn("installer refused", slogx.Node, node, slogx.Err, err)
 	http.Error(w, err.Error(), code)
 }
 
@@ -105,21 +126,21 @@ func (s *Server) end(w http.ResponseWriter, r *http.Request, in inventory.Instal
 		s.refuse(w, in.Node, err)
 		return
 	}
-	if e.Reason == "" && in.State != inventory.Installed {
+	if err := s.State.Finish(ctx, in.Token, e.Reason); err != nil {
+		s.refuse(w, in.Node, err)
+		return
+	}
+	if e.Reason == "" { // also for a repeat: the server may have died in between
 		if err := s.Boots.Installed(ctx, in, e); err != nil {
 			s.refuse(w, in.Node, err)
 			return
 		}
 	}
-	if err := s.State.Finish(ctx, in.Token, e.Reason); err != nil {
-		s.refuse(w, in.Node, err)
-		return
-	}
 	if e.Reason != "" {
-		s.Log.Error("installation failed", slogx.Node, in.Node, "reason", e.Reason)
+		s.log().Error("installation failed", slogx.Node, in.Node, "reason", e.Reason)
 		return
 	}
-	s.Log.Info("installed", slogx.Node, in.Node, slogx.Image, in.Ref)
+	s.log().Info("installed", slogx.Node, in.Node, slogx.Image, in.Ref)
 }
 
 func (s *Server) keepLog(node, text string) error {
@@ -130,16 +151,17 @@ func (s *Server) keepLog(node, text string) error {
 	return durable.WriteFile(filepath.Join(dir, time.Now().UTC().Format("20060102T150405Z")+".log"), []byte(text), 0o600)
 }
 
-// armed tells an installer that has failed whether to try again. It asks by
-// name, since arming has ended its session, and learns one bit that the next
-// boot would tell anybody.
+// armed tells an installer that has failed whether to try again: whether the
+// node has been armed and no network boot has used that yet. It asks by name,
+// since arming has ended its session, and learns one bit that the next boot
+// would tell anybody.
 func (s *Server) armed(w http.ResponseWriter, r *http.Request) {
 	in, err := s.State.Install(r.Context(), r.URL.Query().Get("node"))
 	if err != nil {
 		s.refuse(w, r.URL.Query().Get("node"), err)
 		return
 	}
-	writeJSON(w, in.State == inventory.Armed)
+	writeJSON(w, in.State == inventory.Armed && in.Attempt == 0)
 }
 
 // running lets only sessions through whose installation is under way: packs
@@ -172,7 +194,7 @@ func (s *Server) object(w http.ResponseWriter, r *http.Request, in inventory.Ins
 			return
 		}
 	}
-	s.Log.Error("image object", slogx.Node, in.Node, slogx.Image, in.Ref, slogx.Err, err)
+	s.log().Error("image object", slogx.Node, in.Node, slogx.Image, in.Ref, slogx.Err, err)
 	http.Error(w, err.Error(), http.StatusGone)
 }
 
@@ -189,7 +211,7 @@ func (s *Server) pack(w http.ResponseWriter, r *http.Request, in inventory.Insta
 	}
 	f, err := s.Images.OpenPack(r.Context(), image, id)
 	if err != nil {
-		s.Log.Error("pack", slogx.Node, in.Node, "pack", id.Short(), slogx.Err, err)
+		s.log().Error("pack", slogx.Node, in.Node, "pack", id.Short(), slogx.Err, err)
 		http.Error(w, err.Error(), http.StatusGone)
 		return
 	}

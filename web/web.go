@@ -33,7 +33,7 @@ type Boots interface {
 	Script(ctx context.Context, m Machine) (string, error)
 	// Job renders the profile of an installation that has just been claimed.
 	Job(ctx context.Context, in inventory.Install) (installer.Job, error)
-	// Installed is called after an installation has ended well.
+	// Installed is called after an installation has ended well, perhaps more than once.
 	Installed(ctx context.Context, in inventory.Install, end installer.Ending) error
 }
 
@@ -55,7 +55,7 @@ type Machine struct {
 	Server string // http://HOST:PORT as the machine reaches us
 }
 
-// Server serves installers and loaders. All fields but Log are needed.
+// Server serves installers and loaders. All fields but Log and Loaders are needed.
 type Server struct {
 	State  *inventory.DB
 	Boots  Boots
@@ -71,7 +71,6 @@ type Server struct {
 
 // Handler returns the server's routes.
 func (s *Server) Handler() http.Handler {
-	s.Log = slogx.Or(s.Log)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /boot/{mac}", s.boot)
 	mux.HandleFunc("GET /netboot/{key}/{file}", s.netboot)
@@ -118,7 +117,7 @@ func (s *Server) boot(w http.ResponseWriter, r *http.Request) {
 	m := Machine{MAC: mac, IP: clientIP(r), UUID: q.Get("uuid"), Serial: q.Get("serial"), Server: "http://" + localAddr(r)}
 	script, err := s.Boots.Script(r.Context(), m)
 	if err != nil {
-		s.Log.Error("no boot script", slogx.MAC, mac.String(), slogx.Err, err)
+		s.log().Error("no boot script", slogx.MAC, mac.String(), slogx.Err, err)
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
@@ -155,7 +154,7 @@ func (s *Server) netboot(w http.ResponseWriter, r *http.Request) {
 	}
 	f, err := os.Open(filepath.Join(s.Netboot, key, file))
 	if err != nil {
-		s.Log.Error("netboot file", slogx.Path, file, slogx.Err, err)
+		s.log().Error("netboot file", slogx.Path, file, slogx.Err, err)
 		http.Error(w, "netboot file is gone: run `ingot installer build`", http.StatusNotFound)
 		return
 	}
@@ -165,10 +164,15 @@ func (s *Server) netboot(w http.ResponseWriter, r *http.Request) {
 	http.ServeContent(w, r, "", time.Time{}, f)
 	if mac, err := net.ParseMAC(r.URL.Query().Get("mac")); err == nil && r.Method == http.MethodGet {
 		stage := map[string]string{"vmlinuz": "kernel", "initrd": "initrd"}[file]
-		s.event(r.Context(), inventory.Event{Node: r.URL.Query().Get("node"), MAC: mac.String(), Stage: stage,
-			Detail: fmt.Sprintf("sent to %s in %s", clientIP(r), time.Since(start).Round(time.Millisecond))})
+		detail := fmt.Sprintf("sent to %s in %s", clientIP(r), time.Since(start).Round(time.Millisecond))
+		if r.Context().Err() != nil {
+			stage, detail = "broken-off", stage+" to "+clientIP(r)
+		}
+		s.event(r.Context(), inventory.Event{Node: r.URL.Query().Get("node"), MAC: mac.String(), Stage: stage, Detail: detail})
 	}
 }
+
+func (s *Server) log() *slog.Logger { return slogx.Or(s.Log) }
 
 // loader serves UEFI HTTP boot: no redirect, no chunks, the type that UEFI
 // 2.10 24.7 asks for.
@@ -189,7 +193,7 @@ func (s *Server) loader(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) event(ctx context.Context, e inventory.Event) {
 	if err := s.State.AddEvent(context.WithoutCancel(ctx), e); err != nil {
-		s.Log.Error("event lost", slogx.Stage, e.Stage, slogx.Err, err)
+		s.log().Error("event lost", slogx.Stage, e.Stage, slogx.Err, err)
 	}
 }
 

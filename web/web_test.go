@@ -22,6 +22,7 @@ import (
 
 // fakeBoots hands out one script and one job.
 type fakeBoots struct {
+	broken    error // what Job says
 	seen      Machine
 	installed int
 }
@@ -32,7 +33,7 @@ func (f *fakeBoots) Script(_ context.Context, m Machine) (string, error) {
 }
 
 func (f *fakeBoots) Job(_ context.Context, in inventory.Install) (installer.Job, error) {
-	return installer.Job{Node: in.Node, Ref: in.Ref}, nil
+	return installer.Job{Node: in.Node, Ref: in.Ref}, f.broken
 }
 
 func (f *fakeBoots) Installed(context.Context, inventory.Install, installer.Ending) error {
@@ -170,8 +171,8 @@ func TestOneInstallationFromClaimToEnd(t *testing.T) {
 		code, body = b.call("POST", installer.PathEnd, got.Token, installer.Ending{Log: "all well"})
 		b.want(http.StatusOK, "end", code, body)
 	}
-	if b.boots.installed != 1 {
-		t.Errorf("Installed was called %d times", b.boots.installed)
+	if b.boots.installed != 2 {
+		t.Errorf("Installed was called %d times: a server that died between the two would lack a generation", b.boots.installed)
 	}
 	code, body = b.call("GET", installer.PathPack+b.pack.String(), got.Token, nil)
 	b.want(http.StatusConflict, "pack after the end", code, body)
@@ -248,4 +249,25 @@ func TestTooLargeAReportIsRefused(t *testing.T) {
 	}
 	code, body := b.call("POST", installer.PathEnd, got.Token, installer.Ending{Reason: "r", Log: strings.Repeat("x", maxBody)})
 	b.want(http.StatusBadRequest, "a log over the limit", code, body)
+}
+
+func TestBrokenProfileEndsTheAttempt(t *testing.T) {
+	b := newBench(t)
+	nonce := b.arm("127.0.0.1")
+	if _, body := b.call("GET", installer.PathArmed+"?node=n1", "", nil); body != "false" {
+		t.Errorf("an attempt that has begun looks as if somebody had armed again: %s", body)
+	}
+	b.boots.broken = errors.New("files/etc/motd/WEB is gone")
+	code, body := b.call("POST", installer.PathClaim, "", installer.Claim{Node: "n1", Nonce: nonce, Client: "c"})
+	b.want(http.StatusUnprocessableEntity, "claim of a broken profile", code, body)
+	in, err := b.db.Install(t.Context(), "n1")
+	if err != nil || in.State != inventory.Failed || !strings.Contains(in.Reason, "motd") {
+		t.Errorf("the server says %+v, %v", in, err)
+	}
+	if err := b.db.Arm(t.Context(), "n1", "web:1", b.image.String(), "key", "root"); err != nil {
+		t.Fatal(err)
+	}
+	if _, body := b.call("GET", installer.PathArmed+"?node=n1", "", nil); body != "true" {
+		t.Errorf("armed again, and the waiting installer hears %s", body)
+	}
 }

@@ -55,8 +55,10 @@ func installMachine() {
 		park(err.Error(), nil, boot, console)
 	}
 	ip, err := installer.BringUp(ctx, boot.MAC, log)
-	if err != nil {
-		park(err.Error(), nil, boot, console)
+	for err != nil { // a cable, a switch, a server: all of them may come back, and nothing has been written
+		fmt.Fprintf(console, "\nNO NETWORK: %s\n Trying again; a power cycle does, too.\n\n", err)
+		time.Sleep(5 * time.Second)
+		ip, err = installer.BringUp(ctx, boot.MAC, log)
 	}
 	log.Info("network", "ip", ip.String(), "server", boot.Server)
 	if loader != nil {
@@ -75,6 +77,11 @@ func installMachine() {
 		// next boot, so nothing is gained by booting it before the server knows.
 		park("everything is installed, and the server does not take the report: "+err.Error(), r, boot, console)
 	}
+	leave(r, console)
+}
+
+// leave ends a good installation as the profile says.
+func leave(r *installer.Run, console io.Writer) {
 	if r.PowerOff() {
 		fmt.Fprintf(console, "installed; switching off, as the profile says\n")
 		end(unix.LINUX_REBOOT_CMD_POWER_OFF)
@@ -105,11 +112,15 @@ func park(reason string, r *installer.Run, boot installer.Boot, console io.Write
 			continue
 		}
 		if !reported {
-			if reported = settled(r.Report(context.Background())); reported {
+			err := r.Report(context.Background())
+			refused := errors.As(err, new(*installer.StatusError))
+			switch reported = err == nil || refused; {
+			case err == nil && r.Good():
+				leave(r, console)
+			case err == nil:
 				fmt.Fprintln(console, "the server has been told")
-				if r.Good() {
-					end(unix.LINUX_REBOOT_CMD_RESTART)
-				}
+			case refused: // another attempt began, or the node was armed: this machine's word counts no more
+				fmt.Fprintln(console, "the server does not take the report:", err)
 			}
 		}
 		armed, err := r.Client.Armed(context.Background(), boot.Node)
@@ -118,11 +129,6 @@ func park(reason string, r *installer.Run, boot installer.Boot, console io.Write
 			end(unix.LINUX_REBOOT_CMD_RESTART)
 		}
 	}
-}
-
-// settled says that a report needs no repeat: it was taken, or refused for good.
-func settled(err error) bool {
-	return err == nil || errors.As(err, new(*installer.StatusError))
 }
 
 // shell gives whoever stands at the console a shell, again and again.

@@ -54,13 +54,10 @@ func (a *armer) arm(ctx context.Context, n *site.Node, ref string) (string, erro
 	if _, err := renderOverlay(ctx, w, n, prof, id); err != nil {
 		return "", err
 	}
-	if prof.Profile.HostKeys == "image" {
-		err = w.state.DropHostKeys(ctx, n.Name)
-	} else {
-		_, err = w.hostKeys(ctx, n.Name)
-	}
-	if err != nil {
-		return "", err
+	if prof.Profile.HostKeys != "image" {
+		if _, err := w.hostKeys(ctx, n.Name); err != nil {
+			return "", err
+		}
 	}
 	key, err := a.build(ctx, id, prof.Disk)
 	if err != nil {
@@ -99,8 +96,7 @@ func (a *armer) build(ctx context.Context, image digest.ID, disk *classes.DiskCo
 // disarm makes a node boot its disk again.
 func disarm(ctx context.Context, w *world, node string) error {
 	err := w.state.Disarm(ctx, node, operator())
-	switch {
-	case errors.Is(err, inventory.ErrNotArmed):
+	if errors.Is(err, inventory.ErrNotArmed) {
 		return withHint(err, "a node can be disarmed until its disk is written; `ingot node show %s`", node)
 	}
 	return err

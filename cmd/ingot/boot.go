@@ -7,6 +7,9 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
+	"reflect"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -25,7 +28,6 @@ import (
 // a machine asks.
 type boots struct {
 	// config
-	p   *program
 	w   *world
 	log *slog.Logger
 
@@ -35,21 +37,26 @@ type boots struct {
 	logins  *logins
 }
 
-func newBoots(ctx context.Context, p *program, w *world, log *slog.Logger) (*boots, error) {
-	b := &boots{p: p, w: w, log: log, events: make(chan inventory.Event, 4096)}
+func newBoots(w *world, log *slog.Logger) *boots {
+	b := &boots{w: w, log: log, events: make(chan inventory.Event, 4096)}
 	b.current.Store(w.Site)
 	b.logins = newLogins(w.state, b.addressOf, log)
-	return b, nil
+	return b
 }
 
 // site returns the last valid set of what people wrote.
 func (b *boots) site() *site.Site { return b.current.Load() }
 
-// reload reads the site again; a set with problems changes nothing.
+// reload reads the site again; a set with problems changes nothing. What is
+// bound to sockets stays as it was when the server started.
 func (b *boots) reload() error {
 	s, err := site.Load(b.site().Dir)
 	if err != nil {
 		return err
+	}
+	if !reflect.DeepEqual(s.Server, b.w.Server) || !reflect.DeepEqual(s.Networks, b.w.Networks) {
+		b.log.Error("server: or networks: of ingot.yaml changed: restart `ingot serve` to apply that")
+		s.Server, s.Networks = b.w.Server, b.w.Networks
 	}
 	b.current.Store(s)
 	return nil
@@ -86,7 +93,7 @@ func scriptURL(server netip.AddrPort, mac net.HardwareAddr) string {
 
 // autoexec is what an iPXE of 2025 and later asks for before anything else (quirk 4.26).
 func (b *boots) autoexec(_ context.Context, r pxe.TFTPRequest) ([]byte, error) {
-	return fmt.Appendf(nil, "#!ipxe\ndhcp\nchain http://%s/boot/${net0/mac:hexhyp}.ipxe?uuid=${uuid}&serial=${serial:uristring}\n",
+	return fmt.Appendf(nil, "#!ipxe\ndhcp\nchain http://%s/boot/${netX/mac:hexhyp}.ipxe?uuid=${uuid}&serial=${serial:uristring}\n",
 		netip.AddrPortFrom(r.Server, uint16(b.site().Server.HTTP))), nil
 }
 
@@ -207,12 +214,18 @@ func (b *boots) Script(ctx context.Context, m web.Machine) (string, error) {
 	}
 	switch in.State {
 	case inventory.Armed, inventory.Claimed, inventory.Writing:
-		if err := b.ownAddress(ctx, m); err != nil {
+		ip, err := b.ownAddress(ctx, n, m, how)
+		if err != nil {
 			b.event(ctx, inventory.Event{Node: n.Name, MAC: seen.MAC, Stage: "alarm", Detail: err.Error()})
 			b.log.Error("boot script refused", slogx.Node, n.Name, slogx.Err, err)
 			return b.render(templates.Local, bootData{Machine: m, Node: n})
 		}
-		if in, err = b.w.state.BeginAttempt(ctx, n.Name, m.IP); err != nil {
+		if err := b.servable(s, n, in); err != nil { // an attempt is not spent on what cannot be served
+			b.event(ctx, inventory.Event{Node: n.Name, MAC: seen.MAC, Stage: "refused", Detail: err.Error()})
+			b.log.Error("no installation", slogx.Node, n.Name, slogx.Err, err)
+			return b.render(templates.Failed, bootData{Machine: m, Node: n, Reason: err.Error()})
+		}
+		if in, err = b.w.state.BeginAttempt(ctx, n.Name, ip); err != nil {
 			return "", err
 		}
 		if in.State != inventory.Failed {
@@ -229,27 +242,56 @@ func (b *boots) Script(ctx context.Context, m web.Machine) (string, error) {
 }
 
 // ownAddress makes sure that a machine that is about to be given an attempt
-// asks from the address that we leased to its MAC. Where another server gives
-// the addresses nothing can be told.
-func (b *boots) ownAddress(ctx context.Context, m web.Machine) error {
+// asks from the address that we leased to one of the node's own cards, and
+// returns that address. Where another server gives the addresses nothing can
+// be told, and it returns "".
+func (b *boots) ownAddress(ctx context.Context, n *site.Node, m web.Machine, how string) (string, error) {
+	if how != "mac" && len(n.NICs) > 0 {
+		return "", fmt.Errorf("%s at %s was taken for the node by its %s, but its card is not in %s", m.MAC, m.IP, how, n.File())
+	}
 	s := b.site()
 	ip, err := netip.ParseAddr(m.IP)
 	if err != nil {
-		return err
+		return "", err
 	}
-	if net := s.NetworkAt(ip); !s.Server.DHCP || net == nil || net.DHCP == "proxy" || net.DHCP == "off" {
-		return nil
+	if !leasesOurs(s, ip) {
+		return "", nil
 	}
 	leases, err := b.w.state.Leases(ctx)
 	if err != nil {
-		return err
+		return "", err
 	}
 	for _, l := range leases {
 		if l.MAC == m.MAC.String() && l.IP == ip && l.State == string(pxe.LeaseBound) {
-			return nil
+			return m.IP, nil
 		}
 	}
-	return fmt.Errorf("%s asked for the boot script of %s, but has no lease for it", ip, m.MAC)
+	return "", fmt.Errorf("%s asked for the boot script of %s, but has no lease for it", ip, m.MAC)
+}
+
+// leasesOurs says whether a machine at ip must have its address from us: on
+// networks where we give them, and everywhere else unless another server does.
+func leasesOurs(s *site.Site, ip netip.Addr) bool {
+	if !s.Server.DHCP {
+		return false
+	}
+	if n := s.NetworkAt(ip); n != nil {
+		return n.DHCP != "proxy" && n.DHCP != "off"
+	}
+	return !slices.ContainsFunc(s.Networks, func(n site.Network) bool { return n.DHCP == "proxy" || n.DHCP == "off" })
+}
+
+// servable says what would keep an installation from being served.
+func (b *boots) servable(s *site.Site, n *site.Node, in inventory.Install) error {
+	if _, err := resolveProfile(s, n); err != nil {
+		return err
+	}
+	for _, f := range []string{"vmlinuz", "initrd"} {
+		if _, err := os.Stat(b.w.private("netboot", in.Netboot, f)); err != nil {
+			return fmt.Errorf("the installer is gone (arm the node again): %w", err)
+		}
+	}
+	return nil
 }
 
 // literal drops what iPXE left unexpanded.
@@ -285,8 +327,13 @@ func (b *boots) Job(ctx context.Context, in inventory.Install) (installer.Job, e
 	return renderJob(ctx, b.w, s, n, in)
 }
 
-// Installed implements web.Boots: generation 1 exists.
+// Installed implements web.Boots: generation 1 exists. A repeat of the same
+// session changes nothing.
 func (b *boots) Installed(ctx context.Context, in inventory.Install, end installer.Ending) error {
+	const session = "install.session"
+	if last, err := b.w.state.Fact(ctx, in.Node, session); err == nil && last == in.Token {
+		return nil
+	}
 	for _, t := range end.Tasks {
 		if err := b.w.state.SetFact(ctx, in.Node, "install."+t.Task, fmt.Sprintf("%.1f s", t.Seconds)); err != nil {
 			return err
@@ -295,5 +342,16 @@ func (b *boots) Installed(ctx context.Context, in inventory.Install, end install
 	if err := b.w.state.SetFact(ctx, in.Node, "classes", strings.Join(end.Classes, " ")); err != nil {
 		return err
 	}
-	return b.w.state.AddGeneration(ctx, inventory.Generation{Node: in.Node, Number: 1, Ref: in.Ref, Image: in.Image, Overlay: end.Overlay, Mode: "live", Kind: "install", By: in.By})
+	if n := b.site().Node(in.Node); n != nil {
+		if r, err := resolveProfile(b.site(), n); err == nil && r.Profile.HostKeys == "image" {
+			if err := b.w.state.DropHostKeys(ctx, in.Node); err != nil { // the image has brought its own
+				return err
+			}
+		}
+	}
+	err := b.w.state.AddGeneration(ctx, inventory.Generation{Node: in.Node, Number: 1, Ref: in.Ref, Image: in.Image, Overlay: end.Overlay, Mode: "live", Kind: "install", By: in.By})
+	if err != nil {
+		return err
+	}
+	return b.w.state.SetFact(ctx, in.Node, session, in.Token)
 }

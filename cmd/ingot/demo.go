@@ -70,8 +70,27 @@ func (p *program) labDemo(c *cli.Context) error {
 	return labErr(err)
 }
 
+// clear removes what a demo leaves in its state directory: the site, the disks
+// and the copy of n2. Consoles and logs stay.
+func (d *demo) clear() error {
+	disks, err := filepath.Glob(filepath.Join(d.rack.Dir(), "*.img"))
+	if err != nil {
+		return err
+	}
+	vars, err := filepath.Glob(filepath.Join(d.rack.Dir(), "*.vars.fd"))
+	if err != nil {
+		return err
+	}
+	for _, path := range append(append(disks, vars...), d.site, d.before()) {
+		if err := os.RemoveAll(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (d *demo) run(ctx context.Context, cache string) error {
-	if err := os.RemoveAll(d.site); err != nil {
+	if err := d.clear(); err != nil { // the machines are to be empty
 		return err
 	}
 	for name, fw := range map[string]lab.Firmware{"n1": lab.BIOS, "n2": lab.UEFI} {
@@ -89,7 +108,15 @@ func (d *demo) run(ctx context.Context, cache string) error {
 		d.p.say("the rack stays up until you press Ctrl-C: `ingot lab exec --dir %s n1 -- uptime`", d.rack.Dir())
 		<-ctx.Done()
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	for _, n := range d.rack.Machines() {
+		if err := d.rack.PowerOff(n); err != nil && !errors.Is(err, lab.ErrOff) {
+			return err
+		}
+	}
+	return d.clear()
 }
 
 // demoPackages are in the image besides what every image has.

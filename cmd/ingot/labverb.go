@@ -121,11 +121,19 @@ func (p *program) labUp(c *cli.Context) error {
 	if err := p.goldenImage(c.Context, cache); err != nil {
 		return fmt.Errorf("golden image: %w", err)
 	}
+	if _, err := lab.Dial(dir); errors.Is(err, lab.ErrDown) { // what an earlier rack's server said is not this one's word
+		if err := os.RemoveAll(filepath.Join(dir, "server.log")); err != nil {
+			return err
+		}
+	}
 	err = lab.Run(c.Context, lab.Options{Dir: dir, Args: p.Args[1:], Detach: true, NoRA: true}, func(ctx context.Context, r *lab.Rack) error {
 		for _, m := range machines {
 			if err := r.AddMachine(m); err != nil {
 				return err
 			}
+		}
+		if err := os.RemoveAll(labSite(dir)); err != nil { // of a rack before this one
+			return err
 		}
 		if err := makeLabSite(r, labSite(dir), goldenStore(cache), "debian:"+recipe()); err != nil {
 			return err
@@ -214,6 +222,7 @@ func (p *program) labExec(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	name := argv[0]
 	for _, m := range st.Machines {
 		if argv[0] == m.Name && len(argv) > 1 {
 			argv = sshCommand(labSite(dir), self, m.Name, argv[1:])
@@ -226,7 +235,7 @@ func (p *program) labExec(c *cli.Context) error {
 		return labErr(err)
 	}
 	if code != 0 {
-		return coded{fmt.Errorf("%s ended with exit status %d", argv[0], code), code}
+		return coded{fmt.Errorf("%s ended with exit status %d", name, code), code}
 	}
 	return nil
 }

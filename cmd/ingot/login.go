@@ -24,25 +24,25 @@ type logins struct {
 	log   *slog.Logger
 
 	// state
-	wake  chan string
-	mu    sync.Mutex
-	armed map[string]bool
+	wake    chan string
+	mu      sync.Mutex
+	watched map[string]bool
 }
 
 func newLogins(state *inventory.DB, addr func(context.Context, string) (string, error), log *slog.Logger) *logins {
-	return &logins{state: state, addr: addr, log: log, wake: make(chan string, 1024), armed: map[string]bool{}}
+	return &logins{state: state, addr: addr, log: log, wake: make(chan string, 1024), watched: map[string]bool{}}
 }
 
 // watch begins to wait for node, unless it is being waited for already.
 func (l *logins) watch(node string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.armed[node] {
+	if l.watched[node] {
 		return
 	}
 	select {
 	case l.wake <- node:
-		l.armed[node] = true
+		l.watched[node] = true
 	default: // a thousand machines at once: the timeline of some ends a step early
 	}
 }
@@ -58,7 +58,7 @@ func (l *logins) run(ctx context.Context) error {
 			wg.Go(func() {
 				l.wait(ctx, node)
 				l.mu.Lock()
-				delete(l.armed, node)
+				delete(l.watched, node)
 				l.mu.Unlock()
 			})
 		}

@@ -293,9 +293,10 @@ func (p *program) nodeRemove(c *cli.Context) error {
 		return err
 	}
 	return p.changeNodes(c, nodes, func(n *site.Node) (string, error) {
-		if err := site.RemoveNode(w.Dir, n.Name); err != nil {
+		// What is kept first: while the file is there the verb can be repeated.
+		if err := w.state.Forget(c.Context, n.Name); err != nil {
 			return "", err
 		}
-		return "removed", w.state.Forget(c.Context, n.Name)
+		return "removed", site.RemoveNode(w.Dir, n.Name)
 	})
 }

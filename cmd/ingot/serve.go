@@ -61,10 +61,7 @@ func (p *program) serve(c *cli.Context) error {
 	if _, err := w.siteKey(); err != nil {
 		return err
 	}
-	b, err := newBoots(c.Context, p, w, log)
-	if err != nil {
-		return err
-	}
+	b := newBoots(w, log)
 	networks, err := networksOf(w.Site)
 	if err != nil {
 		return err
@@ -158,6 +155,9 @@ func run(ctx context.Context, w *world, b *boots, networks []pxe.Network, log *s
 	httpd.Loaders = loaders
 	for _, l := range listeners {
 		g.Go(func() error { return httpd.Serve(ctx, l) })
+	}
+	if err := b.tidy(ctx); err != nil {
+		return err
 	}
 	g.Go(func() error { return b.follow(ctx) })
 	g.Go(func() error { return b.writeEvents(ctx) })
@@ -270,9 +270,31 @@ func (l leaseStore) Delete(ctx context.Context, x pxe.Lease) error {
 	return l.db.DeleteLease(ctx, x.IP)
 }
 
+// eventsKept is how long events are kept.
+const eventsKept = 90 * 24 * time.Hour
+
+// tidy takes up what a server before this one left: it forgets old events, and
+// goes on waiting for the logins of machines that were sent to their disks.
+func (b *boots) tidy(ctx context.Context) error {
+	if err := b.w.state.ForgetEvents(ctx, time.Now().Add(-eventsKept)); err != nil {
+		return err
+	}
+	for _, n := range b.site().Nodes {
+		last, err := b.w.state.Events(ctx, n.Name, nil, 0, 1)
+		if err != nil {
+			return err
+		}
+		if len(last) == 1 && last[0].Stage == "disk" && time.Since(last[0].Time) < loginWait {
+			b.logins.watch(n.Name)
+		}
+	}
+	return nil
+}
+
 // follow reloads the site when its files change, and keeps the last valid set.
+// It begins with a reload: somebody may have edited while the server started.
 func (b *boots) follow(ctx context.Context) error {
-	stamp := stampOf(b.site().Dir)
+	stamp := ""
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -285,12 +307,15 @@ func (b *boots) follow(ctx context.Context) error {
 		if now == stamp {
 			continue
 		}
+		first := stamp == ""
 		stamp = now
 		if err := b.reload(); err != nil {
 			b.log.Error("the site has problems; the last valid set stays in force", slogx.Err, err)
 			continue
 		}
-		b.log.Info("the site was read again", "nodes", len(b.site().Nodes))
+		if !first {
+			b.log.Info("the site was read again", "nodes", len(b.site().Nodes))
+		}
 	}
 }
 

@@ -107,7 +107,8 @@ func stepOf(e inventory.Event, who map[string]string) string {
 	case "discover", "request":
 		who[e.MAC] = asker(e.Detail)
 	case "offer", "ack", "nak", "no-address":
-	case "armed", "attempt", "loading", "loader", "script", "kernel", "initrd", "claim", "task", "installed", "failed", "disk", "unknown", "login":
+	case "armed", "attempt", "loading", "loader", "script", "kernel", "initrd", "claim", "task", "installed", "failed", "disk", "unknown", "login",
+		"refused", "broken-off", "alarm":
 		return e.Stage
 	default:
 		return ""
@@ -227,6 +228,15 @@ func causes() map[string]string {
 		"initrd":        "the installer did not report: the kernel does not start, or lacks the driver of this network card (installer: modules: in ingot.yaml).",
 		"claim":         "the installer holds the profile and does not go on: look at its console.",
 		"task":          "the installer stopped in this task: power or network was lost. A power cycle tries again, three times at most.",
+		"attempt":       "the boot script was not rendered; see the log of `ingot serve`.",
+		"refused":       "the installation cannot be served, for the reason given; mend it and switch the machine on again, no attempt is used up.",
+		"unknown":       "the machine is no node of this site: `ingot node list --unknown`, `ingot node add`.",
+		"ipxe request":  "the lease could not be written; see the log of `ingot serve`.",
+		"alarm":         "a machine asked for what is not its own: see SECURITY.md, and whether two machines share a MAC or a serial number.",
+		"no-address":    "the network's range: is used up, or the machine is on a network that ingot.yaml does not describe.",
+		"nak":           "the machine insists on an address that it must not have; it should begin anew by itself.",
+		"broken-off":    "the transfer of kernel or initramfs broke off: a cable, a switch, or a machine that was switched off.",
+		"installed":     "the machine did not come back to the network after its installation: does it boot its disk first, and not answer on SSH?",
 		"disk":          "the system on the disk does not answer on SSH: look at its console; does it have a network configuration and sshd?",
 	}
 }

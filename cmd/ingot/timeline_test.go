@@ -128,3 +128,15 @@ func TestCausesAreSteps(t *testing.T) {
 		}
 	}
 }
+
+// Every step on which a boot can end says why nothing follows; failed and
+// login are endings.
+func TestStepsHaveCauses(t *testing.T) {
+	steps := []string{"armed", "attempt", "refused", "discover", "offer", "request", "ack", "nak", "no-address", "loading", "loader", "ipxe discover", "ipxe offer",
+		"ipxe request", "ipxe ack", "script", "kernel", "initrd", "broken-off", "claim", "task", "installed", "disk", "unknown", "alarm"}
+	for _, s := range steps {
+		if causes()[s] == "" {
+			t.Errorf("a boot that ends at %q has no cause", s)
+		}
+	}
+}
