@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -78,7 +79,26 @@ func withNode(dir string, fn func(*rollback.Node) error) error {
 		return err
 	}
 	n.Freeze = dir == "/"
-	return errors.Join(fn(n), n.Close())
+	return errors.Join(underWay(dir, fn(n)), n.Close())
+}
+
+// underWay tells a switch of somebody else that is under way, or has just
+// ended, from one that was interrupted: both have a journal.
+func underWay(dir string, err error) error {
+	if !errors.Is(err, rollback.ErrInterrupted) {
+		return err
+	}
+	if f, openErr := os.Open(filepath.Join(dir, ".ingot/lock")); openErr == nil {
+		defer f.Close()
+		if errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK) {
+			holder, _ := io.ReadAll(io.LimitReader(f, 4096)) // for people only
+			return &rollback.BusyError{Holder: strings.TrimSpace(string(holder))}
+		}
+	}
+	if _, statErr := os.Lstat(filepath.Join(dir, ".ingot/journal")); errors.Is(statErr, os.ErrNotExist) {
+		return &rollback.BusyError{}
+	}
+	return err
 }
 
 // describe maps the kinds of rollback's errors to words that cross the wire.

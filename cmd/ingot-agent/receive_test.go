@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"ingot/rollback"
 )
@@ -74,6 +77,42 @@ func TestCloseEndsWhatWaits(t *testing.T) {
 			}
 		case <-time.After(5 * time.Second):
 			t.Errorf("a %s went on after its stream was closed", end)
+		}
+	}
+}
+
+// A journal alone does not say that a switch was interrupted.
+func TestSwitchUnderWayIsBusy(t *testing.T) {
+	for _, tc := range []struct {
+		name          string
+		journal, held bool
+		want          error
+	}{
+		{"interrupted", true, false, rollback.ErrInterrupted},
+		{"under way", true, true, rollback.ErrBusy},
+		{"just ended", false, false, rollback.ErrBusy},
+	} {
+		dir := t.TempDir()
+		if err := os.Mkdir(filepath.Join(dir, ".ingot"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		lock, err := os.Create(filepath.Join(dir, ".ingot/lock"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer lock.Close()
+		if tc.held {
+			if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if tc.journal {
+			if err := os.WriteFile(filepath.Join(dir, ".ingot/journal"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := underWay(dir, fmt.Errorf("plan: %w", rollback.ErrInterrupted)); !errors.Is(got, tc.want) {
+			t.Errorf("%s: %v, want %v", tc.name, got, tc.want)
 		}
 	}
 }
