@@ -60,7 +60,7 @@ func boot(t *testing.T, root string, number int) *node {
 		run(t, "mount", "--bind", root, root)
 		t.Cleanup(func() { unix.Unmount(root, unix.MNT_DETACH) })
 	}
-	run(t, "ip", "addr", "add", fmt.Sprintf("10.9.%d.3/32", number), "dev", "lo")
+	run(t, "ip", "addr", "replace", fmt.Sprintf("10.9.%d.3/32", number), "dev", "lo")
 	t.Cleanup(n.off)
 	n.number = number
 	n.on()
@@ -71,6 +71,7 @@ func boot(t *testing.T, root string, number int) *node {
 // cable connects the node with us.
 func (n *node) cable() {
 	t := n.t
+	_ = exec.Command("ip", "link", "del", n.link).Run() // of a life before: the kernel is slow to take it away
 	run(t, "ip", "link", "add", n.link, "type", "veth", "peer", "name", "eth0", "netns", strconv.Itoa(n.pid()))
 	run(t, "ip", "addr", "add", fmt.Sprintf("10.9.%d.1/24", n.number), "dev", n.link)
 	run(t, "ip", "link", "set", n.link, "up")

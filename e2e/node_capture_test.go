@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -9,8 +11,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
+	"ingot/imager/store"
+	"ingot/internal/digest"
+	"ingot/internal/entry"
 	"ingot/internal/pattern"
 )
 
@@ -80,27 +84,70 @@ func testCapture(t *testing.T, b *base) {
 func testCaptureChanging(t *testing.T, b *base) {
 	r := b.rig(t, "")
 	r.must("push", "web:1", r.name)
-	ok(t, os.WriteFile(filepath.Join(r.node.root, "srv/busy"), make([]byte, 4<<20), 0o644))
+	const long = 4 << 20
+	put(t, r.node.root, "srv/busy", noise(rand.New(rand.NewPCG(6, 6)), long))
 	stop := make(chan bool)
 	ended := make(chan error)
-	go func() { // a program of the node that never stops writing
+	go func() { // a program of the node that never stops writing: a number at the head, then at the tail
 		f, err := os.OpenFile(filepath.Join(r.node.root, "srv/busy"), os.O_WRONLY, 0)
-		for i := int64(0); err == nil; i++ {
+		for i := uint64(1); err == nil; i++ {
 			select {
 			case <-stop:
 				ended <- f.Close()
 				return
-			case <-time.After(100 * time.Microsecond):
-				_, err = f.WriteAt([]byte{byte(i)}, i%(4<<20))
+			default:
+			}
+			number := binary.BigEndian.AppendUint64(nil, i)
+			if _, err = f.WriteAt(number, 0); err == nil {
+				_, err = f.WriteAt(number, long-8)
 			}
 		}
 		ended <- err
 	}()
-	r.fails(1, []string{"srv/busy"}, "image", "capture", "root@"+r.name+":/", "half-"+r.name+":1")
+	failed := 0
+	for i := range 4 {
+		name := fmt.Sprintf("half-%s:%d", r.name, i)
+		res := r.ingot("image", "capture", "root@"+r.name+":/", name)
+		switch {
+		case res.code == 1 && strings.Contains(res.err, "srv/busy"):
+			failed++
+			r.fails(5, []string{"half-" + r.name}, "image", "show", name)
+		case res.code != 0:
+			t.Errorf("a file that changes: %s", res)
+		default: // the disk made the writer wait: then what was captured is one state
+			head, tail := r.numbers(name, "srv/busy")
+			if tail != head && tail != head-1 {
+				t.Errorf("%s was published half true: %d at the head, %d at the tail", name, head, tail)
+			}
+		}
+	}
 	close(stop)
 	ok(t, <-ended)
-	r.fails(5, []string{"half-" + r.name}, "image", "show", "half-"+r.name+":1")
-	r.must("image", "capture", "root@"+r.name+":/", "half-"+r.name+":1")
+	if failed == 0 {
+		t.Error("no capture met a change")
+	}
+	r.must("image", "capture", "root@"+r.name+":/", "whole-"+r.name+":1")
+}
+
+// numbers returns the first and the last eight bytes of a file of an image.
+func (r *rig) numbers(image, path string) (head, tail uint64) {
+	r.t.Helper()
+	s, err := store.OpenOrInit(filepath.Join(r.site, ".ingot/store"))
+	ok(r.t, err)
+	id, err := s.Resolve(r.t.Context(), image)
+	ok(r.t, err)
+	m, err := s.Manifest(r.t.Context(), id)
+	ok(r.t, err)
+	e, found := m.Lookup(path)
+	if !found {
+		r.t.Fatalf("%s has no %q", image, path)
+	}
+	one := func(c entry.Chunk) (out []byte) {
+		ok(r.t, s.Fetch(r.t.Context(), []digest.ID{c.ID}, func(_ digest.ID, b []byte) error { out = bytes.Clone(b); return nil }))
+		return out
+	}
+	last := one(e.Chunks[len(e.Chunks)-1])
+	return binary.BigEndian.Uint64(one(e.Chunks[0])), binary.BigEndian.Uint64(last[len(last)-8:])
 }
 
 func testCaptureCut(t *testing.T, b *base) {
