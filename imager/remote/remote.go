@@ -36,7 +36,7 @@ type Target struct {
 	// it is empty, KnownHosts files decide (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT).
 	Pinned     []string
 	KnownHosts []string
-	// Identities are private key files, tried in order after the ssh-agent.
+	// Identities are private key files, tried in order before the keys of the ssh-agent.
 	Identities []string
 	// Dial opens the TCP connection; nil means net.Dialer.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)

@@ -11,11 +11,11 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode"
 
 	"github.com/pkg/sftp"
 	"golang.org/x/crypto/ssh"
 
+	"ingot/imager/wire"
 	"ingot/internal/digest"
 )
 
@@ -50,7 +50,7 @@ func (c *Conn) run(ctx context.Context, command string, stdin io.Reader) ([]byte
 	case err = <-ended:
 	}
 	if err != nil {
-		return out.b.Bytes(), fmt.Errorf("run %q on %q: %w: %s", short, c.target.Name, err, printable(errOut.b.String()))
+		return out.b.Bytes(), fmt.Errorf("run %q on %q: %w: %s", short, c.target.Name, err, wire.Printable(strings.TrimSpace(errOut.b.String())))
 	}
 	return out.b.Bytes(), nil
 }
@@ -71,16 +71,6 @@ func (w *bounded) Write(p []byte) (int, error) {
 		return k, io.ErrShortWrite
 	}
 	return len(p), nil
-}
-
-// printable is text of a node, which may be hostile, fit for a terminal.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r != '\n' && r != '\t' && !unicode.IsPrint(r) {
-			return '\ufffd'
-		}
-		return r
-	}, strings.TrimSpace(s))
 }
 
 // How long a node may take to look at the agent that it has, and to take a new one.
@@ -232,7 +222,7 @@ func (s stderrOf) Write(b []byte) (int, error) {
 func (p *Process) Stderr() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return printable(p.errOut.String())
+	return wire.Printable(strings.TrimSpace(p.errOut.String()))
 }
 
 // Wait closes the program's input and waits for its end.

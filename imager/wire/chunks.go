@@ -2,7 +2,6 @@ package wire
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
@@ -132,26 +131,14 @@ func (c *Conn) IDsUpTo(f Frame, most int) ([]digest.ID, error) {
 		}
 		k := f.Kind
 		var err error
-		if f, err = c.next(nil); err != nil {
+		if f, err = c.Next(nil); err != nil {
 			return nil, err
 		}
-		if err := f.decode(k, nil); err != nil {
+		if err := f.is(k); err != nil {
 			return nil, err
 		}
 	}
 }
-
-// Unmarshal decodes the JSON payload of f into v.
-func (f Frame) Unmarshal(v any) error {
-	if err := json.Unmarshal(f.Payload, v); err != nil {
-		return fmt.Errorf("receive %q: %w", byte(f.Kind), err)
-	}
-	return nil
-}
-
-// Next returns the next frame that is neither progress nor an error, which is
-// returned as *Error.
-func (c *Conn) Next(progress func(Progress)) (Frame, error) { return c.next(progress) }
 
 // counter counts the bytes written to it.
 type counter struct{ v atomic.Int64 }

@@ -190,15 +190,19 @@ func unexpected(err error) error {
 // Expect receives a frame of kind k into v (nil: not decoded). An Error frame
 // is returned as *Error; progress frames are handed to progress, if not nil.
 func (c *Conn) Expect(k Kind, v any, progress func(Progress)) error {
-	f, err := c.next(progress)
+	f, err := c.Next(progress)
 	if err != nil {
 		return err
 	}
-	return f.decode(k, v)
+	if err := f.is(k); err != nil || v == nil {
+		return err
+	}
+	return f.Unmarshal(v)
 }
 
-// next returns the next frame that is neither progress nor an error.
-func (c *Conn) next(progress func(Progress)) (Frame, error) {
+// Next returns the next frame that is neither progress nor an error, which is
+// returned as *Error.
+func (c *Conn) Next(progress func(Progress)) (Frame, error) {
 	for {
 		f, err := c.Recv()
 		if err != nil {
@@ -228,15 +232,17 @@ func (c *Conn) next(progress func(Progress)) (Frame, error) {
 	}
 }
 
-func (f Frame) decode(k Kind, v any) error {
+func (f Frame) is(k Kind) error {
 	if f.Kind != k {
 		return fmt.Errorf("receive from the peer: got frame %q, want %q", byte(f.Kind), byte(k))
 	}
-	if v == nil {
-		return nil
-	}
+	return nil
+}
+
+// Unmarshal decodes the JSON payload of f into v.
+func (f Frame) Unmarshal(v any) error {
 	if err := json.Unmarshal(f.Payload, v); err != nil {
-		return fmt.Errorf("receive %q: %w", byte(k), err)
+		return fmt.Errorf("receive %q: %w", byte(f.Kind), err)
 	}
 	return nil
 }
@@ -262,11 +268,11 @@ func (c *Conn) SendBlob(b []byte) error {
 func (c *Conn) RecvBlob(progress func(Progress)) ([]byte, error) {
 	var z []byte
 	for {
-		f, err := c.next(progress)
+		f, err := c.Next(progress)
 		if err != nil {
 			return nil, err
 		}
-		if err := f.decode(KindBlob, nil); err != nil {
+		if err := f.is(KindBlob); err != nil {
 			return nil, err
 		}
 		if z = append(z, f.Payload...); len(z) > MaxBlob {
