@@ -151,16 +151,48 @@ func (d *Dir) Remove(ctx context.Context, name string) error {
 	return durable.SyncDir(filepath.Dir(p))
 }
 
-// Sweep removes what crashed writers left.
+// Move gives an object another name. It needs no room, nor that the object can be read.
+func (d *Dir) Move(ctx context.Context, from, to string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	src, dst := d.path(from), d.path(to)
+	if err := durable.MkdirAll(filepath.Dir(dst), 0700); err != nil {
+		return err
+	}
+	err := os.Rename(src, dst)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s: %w", from, ErrMissing)
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(durable.SyncDir(filepath.Dir(dst)), durable.SyncDir(filepath.Dir(src)))
+}
+
+// Sweep removes what crashed writers left, in every directory of a store
+// (docs/FORMAT.md, section 1).
 func (d *Dir) Sweep(ctx context.Context) (int, error) {
-	n := 0
-	for _, dir := range []string{".", "packs", "index"} {
-		if err := ctx.Err(); err != nil {
-			return n, err
-		}
-		k, err := durable.Sweep(d.path(dir))
-		n += k
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	n, err := durable.Sweep(d.root)
+	if err != nil {
+		return n, err
+	}
+	for _, top := range []string{"packs", "index", "manifests", "names", "cache", "damaged"} {
+		err := filepath.WalkDir(d.path(top), func(path string, e fs.DirEntry, err error) error {
+			if err == nil {
+				err = ctx.Err()
+			}
+			if err == nil && e.IsDir() {
+				var k int
+				k, err = durable.Sweep(path)
+				n += k
+			}
+			if errors.Is(err, fs.ErrNotExist) { // nothing there yet, or not any more
+				return nil
+			}
+			return err
+		})
+		if err != nil {
 			return n, err
 		}
 	}

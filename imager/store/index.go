@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"time"
 
 	"ingot/internal/digest"
@@ -84,7 +83,9 @@ func (pl place) location() Location {
 }
 
 // Refresh compares what is known of the packs with what is there: other
-// processes add packs, and prune removes them.
+// processes add packs, and prune removes them. A pack of which no index can be
+// read is left out with a warning, and is damage to Verify: it must not keep
+// anybody from the other packs.
 func (s *Store) Refresh(ctx context.Context) error { return s.refresh(ctx, 0) }
 
 // refresh does nothing when the index was compared less than age ago.
@@ -115,6 +116,7 @@ func (s *Store) refresh(ctx context.Context, age time.Duration) error {
 		}
 	}
 	var added []*pack
+	unreadable := map[digest.ID]error{}
 	for _, name := range names {
 		id, err := digest.Parse(name)
 		if err != nil {
@@ -125,17 +127,26 @@ func (s *Store) refresh(ctx context.Context, age time.Duration) error {
 			continue
 		}
 		p, err := s.loadPack(ctx, id)
-		if errors.Is(err, ErrMissing) { // removed meanwhile
-			continue
-		}
-		if err != nil {
+		var corrupt *CorruptError
+		switch {
+		case errors.As(err, &corrupt):
+			unreadable[id] = err
+		case errors.Is(err, ErrMissing): // removed meanwhile
+		case err != nil:
 			return err
+		default:
+			added = append(added, p)
 		}
-		added = append(added, p)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.merge(added, known, now)
+	for id, err := range unreadable {
+		if s.unreadable[id] == nil {
+			slogx.Or(s.Log).Warn("a pack cannot be used: neither its index nor its own can be read", "pack", id.Short(), slogx.Err, err)
+		}
+	}
+	s.unreadable = unreadable
 	return nil
 }
 
@@ -168,6 +179,9 @@ func (s *Store) loadPack(ctx context.Context, id digest.ID) (*pack, error) {
 	}
 	slogx.Or(s.Log).Warn("index of a pack is damaged, reading the pack's own", "pack", id.Short(), slogx.Err, err)
 	block, err := s.ownBlock(ctx, id)
+	if errors.Is(err, ErrMissing) {
+		return nil, &CorruptError{ID: id, Where: indexName(id), Err: err}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -226,10 +240,17 @@ func (s *Store) reindex(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("rebuild index: %w", err)
 	}
+	names, err := s.b.List(ctx, "index")
+	if err != nil {
+		return 0, fmt.Errorf("rebuild index: %w", err)
+	}
+	there := make(map[string]bool, len(names))
+	for _, name := range names {
+		there[name] = true
+	}
 	n := 0
 	for _, id := range ids {
-		if o, err := s.b.Open(ctx, indexName(id)); err == nil {
-			o.Close()
+		if there[id.String()] {
 			continue
 		}
 		block, err := s.ownBlock(ctx, id)
@@ -335,23 +356,4 @@ func (s *Store) OpenPack(ctx context.Context, id digest.ID) (Object, error) {
 		return nil, fmt.Errorf("open pack: %w", err)
 	}
 	return o, nil
-}
-
-// Quarantine takes a damaged pack out of use, so that a capture stores its
-// chunks again. What is still good in it is lost to the store; the file stays
-// beside the others under damaged/.
-func (s *Store) Quarantine(ctx context.Context, id digest.ID) error {
-	raw, err := readAll(ctx, s.b, packName(id), math.MaxInt64)
-	if err == nil {
-		err = s.b.Put(ctx, "damaged/"+id.String(), raw)
-	}
-	if err != nil && !errors.Is(err, ErrMissing) {
-		return fmt.Errorf("quarantine pack %s: %w", id.Short(), err)
-	}
-	for _, name := range []string{indexName(id), packName(id)} {
-		if err := s.b.Remove(ctx, name); err != nil && !errors.Is(err, ErrMissing) {
-			return fmt.Errorf("quarantine pack %s: %w", id.Short(), err)
-		}
-	}
-	return s.Refresh(ctx)
 }

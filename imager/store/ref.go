@@ -152,14 +152,36 @@ func (s *Store) RemoveRef(ctx context.Context, r Ref) error {
 	return nil
 }
 
-// Refs lists all names, sorted. Records that cannot be read are errors, joined.
+// NameError is a name whose record cannot be read.
+type NameError struct {
+	Ref Ref
+	Err error
+}
+
+func (e *NameError) Error() string { return e.Err.Error() }
+
+// Unwrap returns why.
+func (e *NameError) Unwrap() error { return e.Err }
+
+// Refs lists all names, sorted, that can be read. Records that cannot are
+// NameErrors, joined.
 func (s *Store) Refs(ctx context.Context) ([]Named, error) {
+	good, bad, err := s.refs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	errs := make([]error, len(bad))
+	for i, e := range bad {
+		errs[i] = e
+	}
+	return good, errors.Join(errs...)
+}
+
+func (s *Store) refs(ctx context.Context) (good []Named, bad []*NameError, err error) {
 	names, err := s.b.List(ctx, "names")
 	if err != nil {
-		return nil, fmt.Errorf("list images: %w", err)
+		return nil, nil, fmt.Errorf("list images: %w", err)
 	}
-	var out []Named
-	var errs []error
 	for _, name := range names {
 		name, ok := strings.CutSuffix(name, "/")
 		if !ok {
@@ -167,7 +189,7 @@ func (s *Store) Refs(ctx context.Context) ([]Named, error) {
 		}
 		tags, err := s.b.List(ctx, "names/"+name)
 		if err != nil {
-			return nil, fmt.Errorf("list images: %w", err)
+			return nil, nil, fmt.Errorf("list images: %w", err)
 		}
 		for _, tag := range tags {
 			r := Ref{Name: name, Tag: tag}
@@ -175,13 +197,15 @@ func (s *Store) Refs(ctx context.Context) ([]Named, error) {
 				continue
 			}
 			switch img, err := s.Ref(ctx, r); {
+			case ctx.Err() != nil:
+				return nil, nil, fmt.Errorf("list images: %w", ctx.Err())
 			case errors.Is(err, ErrMissing): // removed meanwhile
 			case err != nil:
-				errs = append(errs, err)
+				bad = append(bad, &NameError{r, err})
 			default:
-				out = append(out, Named{r, img})
+				good = append(good, Named{r, img})
 			}
 		}
 	}
-	return out, errors.Join(errs...)
+	return good, bad, nil
 }

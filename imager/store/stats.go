@@ -13,13 +13,14 @@ type Usage struct {
 	Bytes  int64 // of content, each chunk once
 	Stored int64 // of these in the store, compressed
 	Unique int64 // of Stored, what no other image uses: what removing it would free
-	Err    error // why nothing is known: the manifest cannot be read
+	Err    error // why nothing is known: the manifest, or a NameError, the record of the name cannot be read
 }
 
-// Usage returns what each named image takes, in the order of Refs. Two names
-// of one image have nothing to themselves.
+// Usage returns what each named image takes, in the order of Refs, and then
+// the names that cannot be read. Two names of one image have nothing to
+// themselves.
 func (s *Store) Usage(ctx context.Context) ([]Usage, error) {
-	refs, err := s.Refs(ctx)
+	refs, bad, err := s.refs(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -62,6 +63,9 @@ func (s *Store) Usage(ctx context.Context) ([]Usage, error) {
 				out[i].Unique += stored
 			}
 		}
+	}
+	for _, e := range bad {
+		out = append(out, Usage{Named: Named{Ref: e.Ref}, Err: e})
 	}
 	return out, nil
 }

@@ -42,10 +42,11 @@ type Store struct {
 	enc    *zstd.Encoder
 	dec    *zstd.Decoder
 
-	mu      sync.Mutex
-	index   index
-	read    time.Time // when the index was last compared with the backend; zero: never
-	reading sync.Mutex
+	mu         sync.Mutex
+	index      index
+	unreadable map[digest.ID]error // packs that cannot be indexed, and why; replaced, never changed
+	read       time.Time           // when the index was last compared with the backend; zero: never
+	reading    sync.Mutex
 }
 
 type config struct {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"runtime"
 	"slices"
 	"strings"
@@ -82,6 +83,9 @@ func (s *Store) Verify(ctx context.Context, o VerifyOptions) (Report, error) {
 	if err := v.manifests(ctx); err != nil {
 		return Report{}, fmt.Errorf("verify: %w", err)
 	}
+	if err := v.unreadable(ctx); err != nil {
+		return Report{}, fmt.Errorf("verify: %w", err)
+	}
 	if err := v.packs(ctx); err != nil {
 		return Report{}, fmt.Errorf("verify: %w", err)
 	}
@@ -118,12 +122,14 @@ func (v *verifier) damaged(d Damage) {
 }
 
 func (v *verifier) manifests(ctx context.Context) error {
-	refs, err := v.s.Refs(ctx)
-	if ctx.Err() != nil {
-		return ctx.Err()
+	refs, bad, err := v.s.refs(ctx)
+	if err != nil {
+		return err
 	}
-	if err != nil && v.o.Manifest.IsZero() {
-		v.damaged(Damage{Object: "name", Err: err})
+	if v.o.Manifest.IsZero() {
+		for _, e := range bad {
+			v.damaged(Damage{Object: "name", ID: e.Ref.String(), Err: e.Err, Images: []string{e.Ref.String()}})
+		}
 	}
 	v.names = map[digest.ID][]string{}
 	for _, n := range refs {
@@ -195,6 +201,42 @@ func (v *verifier) allPacks() error {
 		}
 	}
 	slices.SortFunc(v.need, func(a, b digest.ID) int { return bytes.Compare(a[:], b[:]) })
+	return nil
+}
+
+// unreadable adds the packs that have no index that can be read: nobody can
+// say what is in them. To a single image they matter when it lacks something.
+func (v *verifier) unreadable(ctx context.Context) error {
+	if !v.o.Manifest.IsZero() && len(v.r.Damage) == 0 {
+		return nil
+	}
+	v.s.mu.Lock()
+	bad := map[digest.ID]error{}
+	maps.Copy(bad, v.s.unreadable)
+	known := maps.Clone(v.s.index.packs)
+	v.s.mu.Unlock()
+	ids, err := walkFan(ctx, v.s.b, "packs", "")
+	if err != nil {
+		return fmt.Errorf("list packs: %w", err)
+	}
+	for _, id := range ids {
+		if bad[id] != nil || known[id] != nil {
+			continue
+		}
+		block, err := v.s.ownBlock(ctx, id)
+		if err == nil {
+			_, err = decodeBlock(block)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil && !errors.Is(err, ErrMissing) { // a good one is a writer's, which indexes it next
+			bad[id] = err
+		}
+	}
+	for id, err := range bad {
+		v.damaged(Damage{Object: "pack", ID: id.String(), Err: err})
+	}
 	return nil
 }
 

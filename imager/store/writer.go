@@ -20,7 +20,7 @@ import (
 // frames, and frames into packs. Chunks that the store has already, or that
 // were put before, are left out. Nothing is durable before Flush or Close has
 // returned nil, but packs that are full become so before, and are found by
-// whoever starts again after a crash. It is safe for concurrent use, and
+// the next NewWriter after a crash. It is safe for concurrent use, and
 // several Writers of several processes may work on one store.
 type Writer struct {
 	s *Store
@@ -60,8 +60,10 @@ type rawFrame struct {
 // NewWriter starts a Writer. When ctx ends before Close, the Writer fails and
 // leaves nothing but complete packs. Close must be called, or Abort.
 func (s *Store) NewWriter(ctx context.Context) (*Writer, error) {
-	if err := s.Refresh(ctx); err != nil {
+	if n, err := s.Reindex(ctx); err != nil {
 		return nil, fmt.Errorf("write chunks: %w", err)
+	} else if n > 0 {
+		slogx.Or(s.Log).Warn("indexed packs that a crash left without an index", "packs", n)
 	}
 	if d, ok := s.b.(*Dir); ok {
 		if n, err := d.Sweep(ctx); err != nil {
