@@ -153,6 +153,12 @@ func (c *campaign) run(stride int, inject error) {
 			if _, err := os.Lstat(c.w.dir + "/.ingot/journal"); err == nil {
 				c.w.t.Fatalf("%s failed at point %d and left a journal", what, at)
 			}
+			if left, _ := os.ReadDir(c.w.dir + "/.ingot/stage"); len(left) > 0 {
+				c.w.t.Fatalf("%s failed at point %d and left its stage", what, at)
+			}
+			if _, err := os.Lstat(c.w.dir + "/.ingot/journal.tmp"); err == nil {
+				c.w.t.Fatalf("%s failed at point %d and left the beginning of a journal", what, at)
+			}
 			if c.state("after a failed "+what) != was {
 				c.w.t.Fatalf("%s failed at point %d, an error was returned, but the tree changed", what, at)
 			}

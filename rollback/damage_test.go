@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ingot/internal/digest"
 	"ingot/internal/entry"
 )
 
@@ -177,6 +178,53 @@ func TestBadSource(t *testing.T) {
 	if _, err := n.Plan(ctx, w.goal()); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled plan: %v", err)
 	}
+}
+
+// TestFailureLeavesNoStage: what did not become a generation takes no room on the node.
+func TestFailureLeavesNoStage(t *testing.T) {
+	empty := func(w *world, what string) {
+		t.Helper()
+		if left, err := os.ReadDir(w.at(".ingot/stage")); err != nil || len(left) > 0 {
+			t.Errorf("%s: %d stages left, %v", what, len(left), err)
+		}
+		w.isOld(what)
+	}
+	w := usual(t)
+	n := w.node()
+	p, err := n.Plan(bg(), w.goal())
+	ok(t, err)
+	ctx, cancel := context.WithCancel(bg())
+	is(t, n.Stage(ctx, p, cancelling{w.src, cancel}), context.Canceled)
+	empty(w, "a cancelled stage")
+
+	ok(t, n.Stage(bg(), p, w.src))
+	if _, err := n.Switch(ctx, p); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled switch: %v", err)
+	}
+	empty(w, "a cancelled switch")
+
+	ok(t, n.Stage(bg(), p, w.src))
+	write(t, w.at("prog"), "edited")
+	if _, err := n.Switch(bg(), p); !errors.Is(err, ErrChanged) {
+		t.Errorf("refused switch: %v", err)
+	}
+	if left, err := os.ReadDir(w.at(".ingot/stage")); err != nil || len(left) > 0 {
+		t.Errorf("a refused switch: %d stages left, %v", len(left), err)
+	}
+}
+
+// cancelling is a source that is interrupted after its first chunk.
+type cancelling struct {
+	*memory
+	cancel func()
+}
+
+func (s cancelling) Fetch(ctx context.Context, ids []digest.ID, fn func(digest.ID, []byte) error) error {
+	if err := s.memory.Fetch(ctx, ids[:1], fn); err != nil {
+		return err
+	}
+	s.cancel()
+	return ctx.Err()
 }
 
 func TestNeedIsOnlyWhatIsMissing(t *testing.T) {

@@ -3,6 +3,7 @@ package rollback
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -16,7 +17,8 @@ import (
 
 // Stage writes everything that the plan puts into the tree beside it: each
 // chunk verified, metadata set, and all of it durable. It replaces what was
-// staged before. src may be nil when the plan needs no chunks.
+// staged before, and leaves nothing when it fails. src may be nil when the plan
+// needs no chunks.
 func (n *Node) Stage(ctx context.Context, p *Plan, src Source) error {
 	if err := p.Err(); err != nil {
 		return fmt.Errorf("stage: %w", err)
@@ -51,7 +53,15 @@ func (n *Node) stage(ctx context.Context, p *Plan, src Source) error {
 		p.Base = 1
 	}
 	id := rand.Text()
-	dir := in("stage", id)
+	if err := n.fill(ctx, p, src, in("stage", id)); err != nil {
+		return errors.Join(err, n.remove(in("stage", id)))
+	}
+	p.id = id
+	return nil
+}
+
+// fill makes the stage dir.
+func (n *Node) fill(ctx context.Context, p *Plan, src Source, dir string) error {
 	if err := n.makeDirs(dir, dir+"/undo"); err != nil {
 		return err
 	}
@@ -66,11 +76,7 @@ func (n *Node) stage(ctx context.Context, p *Plan, src Source) error {
 	if err := n.stageLeft(p, dir); err != nil {
 		return err
 	}
-	if err := n.sys.syncfs(n.top); err != nil {
-		return err
-	}
-	p.id = id
-	return nil
+	return n.sys.syncfs(n.top)
 }
 
 // stageLeft writes what the old generation is left with, where it is not what it was given.

@@ -17,7 +17,8 @@ import (
 // Switch makes a staged plan the tree. It either returns the new generation,
 // or an error and the tree as it was; only when it could not put the tree back
 // itself is the error an ErrInterrupted, and Recover has to. Once the journal is
-// written ctx is no longer looked at.
+// written ctx is no longer looked at. After an error the plan has to be made and
+// staged again.
 func (n *Node) Switch(ctx context.Context, p *Plan) (Generation, error) {
 	if err := p.Err(); err != nil {
 		return Generation{}, fmt.Errorf("switch: %w", err)
@@ -36,44 +37,25 @@ func (n *Node) Switch(ctx context.Context, p *Plan) (Generation, error) {
 }
 
 func (n *Node) doSwitch(ctx context.Context, p *Plan) (Generation, error) {
-	if err := n.isBase(p); err != nil {
-		return Generation{}, err
-	}
-	dir := in("stage", p.id)
-	if p.id == "" || !n.exists(dir+"/undo") {
-		return Generation{}, fmt.Errorf("not staged, or staged over: %w", ErrStale)
-	}
-	r := &runner{n: n, ctimes: map[uint64]int64{}}
-	var err error
-	if r.j, err = n.prepare(p); err != nil {
-		return Generation{}, err
-	}
-	if err := r.open(); err != nil {
-		return Generation{}, err
+	r, g, err := n.begin(ctx, p)
+	if err != nil {
+		return Generation{}, errors.Join(err, n.unstage(p))
 	}
 	defer r.close()
-	g := p.Generation
-	g.Number, g.From, g.When = r.j.to, r.j.from, n.now().UTC()
-	if err := n.writeGeneration(dir+"/next", g, p.done); err != nil {
-		return Generation{}, errors.Join(err, n.remove(dir+"/next"))
-	}
-	if err := ctx.Err(); err != nil {
-		return Generation{}, errors.Join(err, n.remove(dir+"/next"))
-	}
 	if err := n.writeState(in("journal"), r.j.encode()); err != nil {
-		return Generation{}, n.takeBack(r, err)
+		return Generation{}, n.takeBack(r, p, err)
 	}
 	if err := r.forward(); err != nil {
-		return Generation{}, n.takeBack(r, err)
+		return Generation{}, n.takeBack(r, p, err)
 	}
 	if err := n.settle(p); err != nil {
-		return Generation{}, n.takeBack(r, err)
+		return Generation{}, n.takeBack(r, p, err)
 	}
 	if undone, err := n.commit(); err != nil {
 		if !undone {
 			return Generation{}, fmt.Errorf("commit: %w: %w", ErrInterrupted, err)
 		}
-		return Generation{}, n.takeBack(r, err)
+		return Generation{}, n.takeBack(r, p, err)
 	}
 	r.j.committed = true
 	if err := n.complete(r.j, p); err != nil {
@@ -82,10 +64,43 @@ func (n *Node) doSwitch(ctx context.Context, p *Plan) (Generation, error) {
 	return n.generation(g.Number)
 }
 
+// begin does all of a switch that comes before its journal.
+func (n *Node) begin(ctx context.Context, p *Plan) (*runner, Generation, error) {
+	g := p.Generation
+	if err := n.isBase(p); err != nil {
+		return nil, g, err
+	}
+	dir := in("stage", p.id)
+	if p.id == "" || !n.exists(dir+"/undo") {
+		return nil, g, fmt.Errorf("not staged, or staged over: %w", ErrStale)
+	}
+	r := &runner{n: n, ctimes: map[uint64]int64{}}
+	var err error
+	if r.j, err = n.prepare(p); err != nil {
+		return nil, g, err
+	}
+	g.Number, g.From, g.When = r.j.to, r.j.from, n.now().UTC()
+	if err := n.writeGeneration(dir+"/next", g, p.done); err != nil {
+		return nil, g, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, g, err
+	}
+	return r, g, r.open()
+}
+
+// unstage removes what was staged for a plan whose switch has no journal.
+func (n *Node) unstage(p *Plan) error {
+	if p.id == "" {
+		return nil
+	}
+	return errors.Join(n.remove(in("stage", p.id)), n.remove(in("journal.tmp")))
+}
+
 // takeBack undoes a switch that failed.
-func (n *Node) takeBack(r *runner, cause error) error {
+func (n *Node) takeBack(r *runner, p *Plan, cause error) error {
 	if !n.exists(in("journal")) {
-		return cause // its fsync or rename failed: nothing was begun
+		return errors.Join(cause, n.unstage(p)) // its fsync or rename failed: nothing was begun
 	}
 	foreign, err := n.back(r.j)
 	if err != nil {
