@@ -47,6 +47,13 @@ func TestFileCache(t *testing.T) {
 	}
 }
 
+func TestNotes(t *testing.T) {
+	s := Stats{Sockets: []string{"run/a\n"}, Mounts: []string{"proc"}}
+	if got := s.Notes(); len(got) != 2 || got[0] != `"run/a\n" is a socket: skipped` || got[1] != `"proc" is a mount point: kept empty` {
+		t.Errorf("%q", got)
+	}
+}
+
 func FuzzCache(f *testing.F) {
 	good := encodeCache(map[string]cached{"a": {}, "b/c": {chunks: fileEntry("x", "y", "z").Chunks}})
 	if len(good) == 0 {

@@ -4,6 +4,7 @@ package tree
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 
 	"ingot/internal/digest"
@@ -75,6 +76,18 @@ type Stats struct {
 	Sockets  []string // skipped
 	Mounts   []string // recorded empty
 	Retried  int      // reads that had to be repeated because the file changed
+}
+
+// Notes says for people what a capture took differently, an entry a line.
+func (s Stats) Notes() []string {
+	var out []string
+	for _, path := range s.Sockets {
+		out = append(out, fmt.Sprintf("%q is a socket: skipped", path))
+	}
+	for _, path := range s.Mounts {
+		out = append(out, fmt.Sprintf("%q is a mount point: kept empty", path))
+	}
+	return out
 }
 
 // WriteOptions say how to write a tree.
