@@ -89,7 +89,9 @@ func testHostile(t *testing.T, b *base) {
 	ids := make([]byte, 4<<20)
 	pushes := []string{"push", "web:2", r.name}
 	capture := []string{"image", "capture", "root@" + r.name + ":/", "hostile:1"}
-	plan := object(wire.KindAnswer, wire.Plan{Notes: []string{"\x1b[2Jall is well"}, Changes: []wire.Change{{Path: "x\x1b[2J", Kind: "add\x1b[2J", Why: "\x1b[2J"}}})
+	kept := object(wire.KindAnswer, []wire.Generation{{Number: 1, Kind: "push\x1b[2J", Ref: "\x1b[2J", By: "\x1b[2J"}})
+	planOf := func(p wire.Plan) func(*wire.Conn) { return func(c *wire.Conn) { _ = c.SendPlan(p) } }
+	plan := planOf(wire.Plan{Notes: []string{"\x1b[2Jall is well"}, Changes: []wire.Change{{Path: "x\x1b[2J", Kind: "add\x1b[2J", Why: "\x1b[2J"}}})
 	for name, tc := range map[string]struct {
 		args []string
 		say  []byte
@@ -107,9 +109,10 @@ func testHostile(t *testing.T, b *base) {
 		"an unknown frame":        {pushes, r.says(frame('?', nil)), "sleep 30", ""},
 		"escapes in an error":     {pushes, r.says(object(wire.KindError, wire.Error{Kind: "failed", Text: "ok\x1b[2J\x1b[1;1H", Hint: "\x1b]0;x\x07"})), "sleep 30", "ok"},
 		"escapes on stderr":       {pushes, nil, "printf 'ok\\033[2J' >&2", "ok"},
-		"escapes in a plan":       {append(pushes, "--dry-run"), r.says(plan), "sleep 1", ""},
-		"asks for everything":     {pushes, append(r.says(object(wire.KindAnswer, wire.Plan{})), bytes.Repeat(r.frameOf(frame(wire.KindWant, ids)), 20)...), "sleep 30", ""},
-		"asks for others' chunk":  {pushes, r.says(object(wire.KindAnswer, wire.Plan{}), frame(wire.KindWant, lost[:])), "sleep 30", "not part of the image"},
+		"escapes in a plan":       {append(pushes, "--dry-run"), r.says(kept, plan), "sleep 1", ""},
+		"asks for everything":     {pushes, append(r.says(kept, planOf(wire.Plan{})), bytes.Repeat(r.frameOf(frame(wire.KindWant, ids)), 20)...), "sleep 30", ""},
+		"asks for others' chunk":  {pushes, r.says(kept, planOf(wire.Plan{}), frame(wire.KindWant, lost[:])), "sleep 30", "not part of the image"},
+		"a bomb of a plan":        {pushes, r.says(kept, frame(wire.KindBlob, bomb(t, 1<<30))), "sleep 30", "receive blob"},
 		"a bomb of chunks":        {capture, r.says(frame(wire.KindChunks, bomb(t, 1<<30))), "sleep 30", "size"},
 		"chunks nobody asked for": {capture, r.says(func(c *wire.Conn) {
 			x := c.NewBatch()

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"ingot/imager/wire"
 	"ingot/internal/digest"
@@ -23,38 +24,55 @@ type Sink interface {
 	Put(ctx context.Context, id digest.ID, data []byte) error
 }
 
+// Store is a source that knows what it lacks.
+type Store interface {
+	Source
+	Missing(ctx context.Context, ids []digest.ID) ([]digest.ID, error)
+}
+
+// Talk is what the caller of a push or a rollback hears, and decides.
+type Talk struct {
+	Kept     func([]wire.Generation) error // what the node keeps, before anything is planned; may be nil
+	Decide   func(wire.Plan) error         // before anything is staged; an error ends it with nothing changed
+	Progress func(wire.Progress)           // may be nil
+}
+
 // Push makes the tree that the agent at the other end of c sees equal to
-// target and returns the plan that was carried out. decide sees the plan
-// before anything is staged; its error ends the push with nothing changed.
-func Push(ctx context.Context, c *wire.Conn, req wire.Request, target *manifest.Manifest, src Source,
-	decide func(wire.Plan) error, progress func(wire.Progress)) (wire.Plan, wire.Done, error) {
+// target and returns the plan that was carried out.
+func Push(ctx context.Context, c *wire.Conn, req wire.Request, target *manifest.Manifest, src Source, talk Talk) (wire.Plan, wire.Done, error) {
 	req.Verb = wire.VerbPush
-	var plan wire.Plan
-	var done wire.Done
 	if err := c.Send(wire.KindRequest, req); err != nil {
-		return plan, done, err
+		return wire.Plan{}, wire.Done{}, err
 	}
 	if err := c.SendBlob(target.Encode()); err != nil {
+		return wire.Plan{}, wire.Done{}, err
+	}
+	theirs := chunksOf(target)
+	return carryOut(c, req, talk, func(f wire.Frame) error { return serveChunks(ctx, c, f, src, theirs) })
+}
+
+// carryOut is a push or a rollback from its request on.
+func carryOut(c *wire.Conn, req wire.Request, talk Talk, serve func(wire.Frame) error) (plan wire.Plan, done wire.Done, err error) {
+	if err := kept(c, talk); err != nil {
 		return plan, done, err
 	}
-	if err := expect(c, &plan, progress); err != nil {
+	if plan, err = c.RecvPlan(talk.Progress); err != nil {
 		return plan, done, err
 	}
-	if err := decide(plan); err != nil || req.DryRun {
+	if err := talk.Decide(plan); err != nil || req.DryRun {
 		return plan, done, errors.Join(err, c.SendRaw(wire.KindEnd, nil))
 	}
 	if err := c.SendRaw(wire.KindRequest, nil); err != nil {
 		return plan, done, err
 	}
-	theirs := chunksOf(target)
 	for {
-		f, err := c.Next(progress)
+		f, err := c.Next(talk.Progress)
 		if err != nil {
 			return plan, done, err
 		}
 		switch f.Kind {
 		case wire.KindWant:
-			if err := serveChunks(ctx, c, f, src, theirs); err != nil {
+			if err := serve(f); err != nil {
 				return plan, done, err
 			}
 		case wire.KindAnswer:
@@ -62,9 +80,24 @@ func Push(ctx context.Context, c *wire.Conn, req wire.Request, target *manifest.
 			done.Clean()
 			return plan, done, err
 		default:
-			return plan, done, fmt.Errorf("push: unexpected frame %q from the agent", byte(f.Kind))
+			return plan, done, fmt.Errorf("%s: unexpected frame %q from the agent", req.Verb, byte(f.Kind))
 		}
 	}
+}
+
+// kept hears what the node keeps.
+func kept(c *wire.Conn, talk Talk) error {
+	var list []wire.Generation
+	if err := c.Expect(wire.KindAnswer, &list, talk.Progress); err != nil {
+		return err
+	}
+	for i := range list {
+		list[i].Clean()
+	}
+	if talk.Kept == nil {
+		return nil
+	}
+	return talk.Kept(list)
 }
 
 // chunksOf are the chunks that a node may ask for: those of its own target.
@@ -90,6 +123,10 @@ func serveChunks(ctx context.Context, c *wire.Conn, f wire.Frame, src Source, th
 			return fmt.Errorf("push: the agent asks for chunk %s, which is not part of the image", id.Short())
 		}
 	}
+	return sendChunks(ctx, c, ids, src)
+}
+
+func sendChunks(ctx context.Context, c *wire.Conn, ids []digest.ID, src Source) error {
 	b := c.NewBatch()
 	if err := src.Fetch(ctx, ids, b.Add); err != nil {
 		return fmt.Errorf("read the image: %w", err)
@@ -101,45 +138,29 @@ func serveChunks(ctx context.Context, c *wire.Conn, f wire.Frame, src Source, th
 }
 
 // Rollback takes the node back to generation req.To, or to the one before.
-func Rollback(c *wire.Conn, req wire.Request, decide func(wire.Plan) error, progress func(wire.Progress)) (wire.Plan, wire.Done, error) {
+// Chunks that the node lost come from src; those that src lacks are not sent,
+// and the node says what that means.
+func Rollback(ctx context.Context, c *wire.Conn, req wire.Request, src Store, talk Talk) (wire.Plan, wire.Done, error) {
 	req.Verb = wire.VerbRollback
-	var plan wire.Plan
-	var done wire.Done
 	if err := c.Send(wire.KindRequest, req); err != nil {
-		return plan, done, err
+		return wire.Plan{}, wire.Done{}, err
 	}
-	if err := expect(c, &plan, progress); err != nil {
-		return plan, done, err
-	}
-	if err := decide(plan); err != nil || req.DryRun {
-		return plan, done, errors.Join(err, c.SendRaw(wire.KindEnd, nil))
-	}
-	if err := c.SendRaw(wire.KindRequest, nil); err != nil {
-		return plan, done, err
-	}
-	return plan, done, expect(c, &done, progress)
-}
-
-// Generations lists what the node keeps.
-func Generations(c *wire.Conn, dir string) ([]wire.Generation, error) {
-	var out []wire.Generation
-	if err := c.Send(wire.KindRequest, wire.Request{Verb: wire.VerbGenerations, Dir: dir}); err != nil {
-		return nil, err
-	}
-	if err := c.Expect(wire.KindAnswer, &out, nil); err != nil {
-		return nil, err
-	}
-	for i := range out {
-		out[i].Clean()
-	}
-	return out, nil
-}
-
-// expect receives an answer whose texts will be shown to people.
-func expect(c *wire.Conn, v interface{ Clean() }, progress func(wire.Progress)) error {
-	err := c.Expect(wire.KindAnswer, v, progress)
-	v.Clean()
-	return err
+	return carryOut(c, req, talk, func(f wire.Frame) error {
+		ids, err := c.IDs(f)
+		if err != nil {
+			return err
+		}
+		missing, err := src.Missing(ctx, ids)
+		if err != nil {
+			return err
+		}
+		lost := map[digest.ID]bool{}
+		for _, id := range missing {
+			lost[id] = true
+		}
+		ids = slices.DeleteFunc(ids, func(id digest.ID) bool { return lost[id] })
+		return sendChunks(ctx, c, ids, src)
+	})
 }
 
 // Capture receives the tree below req.Dir: chunks that sink lacks cross the

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ingot/imager/wire"
+	"ingot/internal/entry"
 	"ingot/internal/manifest"
 	"ingot/internal/pattern"
 	"ingot/rollback"
@@ -33,10 +35,15 @@ func receive(c *cli.Context) error {
 	if err := conn.Greet(version); err != nil {
 		return err
 	}
+	return answer(c.Context, conn)
+}
+
+// answer serves one request.
+func answer(ctx context.Context, conn *wire.Conn) error {
 	var req wire.Request
 	err := conn.Expect(wire.KindRequest, &req, nil)
 	if err == nil {
-		err = serve(c.Context, conn, req)
+		err = serve(ctx, conn, req)
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		return errors.Join(err, conn.Send(wire.KindError, describe(err)))
@@ -61,14 +68,6 @@ func serve(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 		return withNode(req.Dir, func(n *rollback.Node) error { return goBack(ctx, conn, n, req) })
 	case wire.VerbCapture:
 		return capture(ctx, conn, req)
-	case wire.VerbGenerations:
-		return withNode(req.Dir, func(n *rollback.Node) error {
-			list, err := generations(n)
-			if err != nil {
-				return err
-			}
-			return conn.Send(wire.KindAnswer, list)
-		})
 	}
 	return fmt.Errorf("the controller asks for %q, which this agent does not know", req.Verb)
 }
@@ -154,6 +153,9 @@ func push(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 		return fmt.Errorf("node_owned: %w", err)
 	}
 	return withNode(req.Dir, func(n *rollback.Node) error {
+		if err := sendKept(conn, n); err != nil {
+			return err
+		}
 		if err := conn.Send(wire.KindProgress, wire.Progress{Task: "compare"}); err != nil {
 			return err
 		}
@@ -170,6 +172,9 @@ func goBack(ctx context.Context, conn *wire.Conn, n *rollback.Node, req wire.Req
 	if err != nil {
 		return err
 	}
+	if err := sendKept(conn, n); err != nil {
+		return err
+	}
 	plan, err := n.PlanRollback(ctx, req.To, policy, req.By)
 	if err != nil {
 		return err
@@ -177,14 +182,26 @@ func goBack(ctx context.Context, conn *wire.Conn, n *rollback.Node, req wire.Req
 	return carryOut(ctx, conn, n, plan, req.DryRun)
 }
 
+// sendKept tells the controller what the node keeps: it may have been rolled
+// back on its console, or have switched after a connection broke.
+func sendKept(conn *wire.Conn, n *rollback.Node) error {
+	list, err := generations(n)
+	if err != nil {
+		list = []wire.Generation{} // whether it matters the plan finds out
+	}
+	return conn.Send(wire.KindAnswer, list)
+}
+
 // carryOut shows the plan, and when the controller agrees stages and switches.
 func carryOut(ctx context.Context, conn *wire.Conn, n *rollback.Node, plan *rollback.Plan, dryRun bool) error {
-	if !dryRun {
-		if err := plan.Err(); err != nil {
-			return err
-		}
+	s := summary(plan)
+	if err := plan.Err(); err != nil && !dryRun {
+		return err
+	} else if err != nil {
+		e := describe(err)
+		s.Refused = &e
 	}
-	if err := conn.Send(wire.KindAnswer, summary(plan)); err != nil {
+	if err := conn.SendPlan(s); err != nil {
 		return err
 	}
 	f, err := conn.Next(nil)
@@ -202,7 +219,7 @@ func carryOut(ctx context.Context, conn *wire.Conn, n *rollback.Node, plan *roll
 		return err
 	}
 	if err := n.Stage(ctx, plan, wire.Puller{C: conn}); err != nil {
-		return err
+		return damaged(plan, err)
 	}
 	// The last word of a living controller: without it nothing is switched.
 	if err := conn.Send(wire.KindProgress, wire.Progress{Task: "switch"}); err != nil {
@@ -213,11 +230,39 @@ func carryOut(ctx context.Context, conn *wire.Conn, n *rollback.Node, plan *roll
 	if err != nil {
 		return err
 	}
-	return conn.Send(wire.KindAnswer, wire.Done{Generation: generation(g, g.Number), Notes: notes(plan.Notes), SwitchSeconds: time.Since(start).Seconds()})
+	return conn.Send(wire.KindAnswer, wire.Done{Generation: generation(g, g.Number), Notes: some(notes(plan.Notes)), SwitchSeconds: time.Since(start).Seconds()})
+}
+
+// damaged names the files of a plan that the chunks are of which neither the
+// node nor the controller has.
+func damaged(p *rollback.Plan, err error) error {
+	var unsent *wire.UnsentError
+	if !errors.As(err, &unsent) {
+		return err
+	}
+	var lost []rollback.Note
+	for _, s := range p.Steps {
+		if s.New != nil && slices.ContainsFunc(s.New.Chunks, func(c entry.Chunk) bool { return unsent.IDs[c.ID] }) {
+			lost = append(lost, rollback.Note{Path: s.Path, Why: "the undo copy is not what it was, and the store has no other"})
+		}
+	}
+	if len(lost) == 0 {
+		return err
+	}
+	return &rollback.DamagedError{Notes: lost}
+}
+
+// some is a list that fits a frame.
+func some(list []string) []string {
+	const most = 1000
+	if len(list) <= most {
+		return list
+	}
+	return append(slices.Clone(list[:most]), fmt.Sprintf("and %d more", len(list)-most))
 }
 
 func summary(p *rollback.Plan) wire.Plan {
-	out := wire.Plan{Need: len(p.Need), NeedBytes: p.NeedBytes, From: p.Base, Notes: notes(append(p.Notes, p.Blocked...))}
+	out := wire.Plan{Need: len(p.Need), NeedBytes: p.NeedBytes, From: p.Base, Notes: notes(slices.Concat(p.Notes, p.Blocked))}
 	for _, s := range p.Steps {
 		if s.Kind == rollback.Times {
 			continue // follows from the others

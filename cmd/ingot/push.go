@@ -71,11 +71,16 @@ func (p *program) push(c *cli.Context) error {
 		}
 		req := wire.Request{Dir: "/", By: operator(), Ref: t.ref, Image: t.image, Overlay: t.overlay, NodeOwned: t.nodeOwned}
 		p.policy(c, &req)
-		out.Plan, out.Done, err = imager.Push(ctx, s.conn, req, t.manifest, t.source, p.decide(c, n.Name), bar.show)
-		if err != nil || c.Bool("dry-run") || out.Done.Unchanged {
+		if !req.DryRun {
+			if err := w.give(ctx, n.Name, t.image); err != nil {
+				return err
+			}
+		}
+		out.Plan, out.Done, err = imager.Push(ctx, s.conn, req, t.manifest, t.source, p.talk(ctx, c, w, n, bar))
+		if err != nil || req.DryRun || out.Done.Unchanged {
 			return err
 		}
-		return w.state.AddGeneration(ctx, inventory.Generation{Node: n.Name, Number: out.Done.Generation.Number, Ref: req.Ref, Image: t.image.String(),
+		return w.state.AddGeneration(context.WithoutCancel(ctx), inventory.Generation{Node: n.Name, Number: out.Done.Generation.Number, Ref: req.Ref, Image: t.image.String(),
 			Overlay: req.Overlay.String(), Mode: "live", Kind: "push", By: req.By})
 	})
 }
@@ -88,18 +93,23 @@ func (p *program) rollback(c *cli.Context) error {
 		req := wire.Request{Dir: "/", By: operator(), To: c.Int("to")}
 		p.policy(c, &req)
 		var err error
-		out.Plan, out.Done, err = imager.Rollback(s.conn, req, p.decide(c, n.Name), bar.show)
-		if err != nil || c.Bool("dry-run") || out.Done.Unchanged {
+		out.Plan, out.Done, err = imager.Rollback(ctx, s.conn, req, &lostSource{w: w, node: n}, p.talk(ctx, c, w, n, bar))
+		if err != nil || req.DryRun || out.Done.Unchanged {
 			return err
 		}
 		g := out.Done.Generation
-		return w.state.AddGeneration(ctx, inventory.Generation{Node: n.Name, Number: g.Number, Ref: g.Ref, Image: g.Image.String(),
+		return w.state.AddGeneration(context.WithoutCancel(ctx), inventory.Generation{Node: n.Name, Number: g.Number, Ref: g.Ref, Image: g.Image.String(),
 			Overlay: g.Overlay.String(), Mode: g.Mode, Kind: "rollback", By: req.By})
 	})
 }
 
 func (p *program) policy(c *cli.Context, req *wire.Request) {
 	req.DryRun, req.Keep, req.Take = c.Bool("dry-run"), c.StringSlice("keep"), c.StringSlice("take")
+}
+
+func (p *program) talk(ctx context.Context, c *cli.Context, w *world, n *site.Node, bar *bar) imager.Talk {
+	return imager.Talk{Decide: p.decide(c, n.Name), Progress: bar.show,
+		Kept: func(list []wire.Generation) error { return w.learn(ctx, n.Name, list) }}
 }
 
 // decide shows a plan that is only to be looked at.

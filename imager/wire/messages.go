@@ -1,16 +1,22 @@
 package wire
 
-import "ingot/internal/digest"
+import (
+	"encoding/json"
+	"fmt"
+
+	"ingot/internal/digest"
+)
 
 // Verb is what a request asks for.
 type Verb string
 
-// The verbs. Each is one exchange over one stream; docs/ARCHITECTURE.md draws them.
+// The verbs. Each is one exchange over one stream; docs/ARCHITECTURE.md draws
+// them. Pushes and rollbacks are answered with []Generation and then, as a
+// blob, the Plan.
 const (
-	VerbPush        Verb = "push"        // then the target manifest as a blob
-	VerbRollback    Verb = "rollback"    // needs no bytes from us
-	VerbCapture     Verb = "capture"     // chunks and then the manifest come back
-	VerbGenerations Verb = "generations" // answers []Generation
+	VerbPush     Verb = "push"     // then the target manifest as a blob
+	VerbRollback Verb = "rollback" // needs no bytes from us, unless undo copies are damaged
+	VerbCapture  Verb = "capture"  // chunks and then the manifest come back
 )
 
 // Request is what the controller asks of the agent.
@@ -41,9 +47,36 @@ type Plan struct {
 	Changes   []Change `json:"changes"`
 	Notes     []string `json:"notes,omitempty"` // what is left alone, and why
 	Conflicts []Change `json:"conflicts,omitempty"`
-	Need      int      `json:"need"`       // chunks to send
-	NeedBytes int64    `json:"need_bytes"` // before compression
-	From      int      `json:"from"`       // generation that runs now
+	Need      int      `json:"need"`              // chunks to send
+	NeedBytes int64    `json:"need_bytes"`        // before compression
+	From      int      `json:"from"`              // generation that runs now
+	Refused   *Error   `json:"refused,omitempty"` // why it will not be carried out
+}
+
+// SendPlan sends p as a blob: a change of everything does not fit a frame.
+func (c *Conn) SendPlan(p Plan) error {
+	b, err := json.Marshal(p)
+	if err != nil {
+		return fmt.Errorf("send the plan: %w", err)
+	}
+	if len(b) > maxPlan {
+		return fmt.Errorf("send the plan: %d bytes, the limit is %d", len(b), maxPlan)
+	}
+	return c.SendBlob(b)
+}
+
+// RecvPlan receives what SendPlan sent, fit to be shown.
+func (c *Conn) RecvPlan(progress func(Progress)) (Plan, error) {
+	var p Plan
+	b, err := c.recvBlob(c.plans, maxPlan, progress)
+	if err != nil {
+		return p, err
+	}
+	if err := json.Unmarshal(b, &p); err != nil {
+		return p, fmt.Errorf("receive the plan: %w", err)
+	}
+	p.Clean()
+	return p, nil
 }
 
 // Change is one entry that differs.
@@ -87,6 +120,9 @@ type Captured struct {
 // hostile. Paths are quoted where they are shown.
 func (p *Plan) Clean() {
 	printable(p.Notes)
+	if p.Refused != nil {
+		p.Refused.Clean()
+	}
 	for _, list := range [][]Change{p.Changes, p.Conflicts} {
 		for i := range list {
 			list[i].Kind, list[i].Why = Printable(list[i].Kind), Printable(list[i].Why)

@@ -12,6 +12,16 @@ import (
 // peer sends them. One Fetch at a time.
 type Puller struct{ C *Conn }
 
+// UnsentError says that the peer does not have all that was asked for.
+type UnsentError struct {
+	IDs map[digest.ID]bool // the chunks that did not come
+	Of  int                // so many that were asked for
+}
+
+func (e *UnsentError) Error() string {
+	return fmt.Sprintf("fetch chunks: the peer ended with %d of %d chunks unsent", len(e.IDs), e.Of)
+}
+
 // Fetch implements the chunk sources of rollback and tree.
 func (p Puller) Fetch(ctx context.Context, ids []digest.ID, fn func(id digest.ID, data []byte) error) error {
 	want := make(map[digest.ID]bool, len(ids))
@@ -35,8 +45,8 @@ func (p Puller) Fetch(ctx context.Context, ids []digest.ID, fn func(id digest.ID
 		}
 		switch f.Kind {
 		case KindEnd:
-			if n := len(want); n > 0 {
-				return fmt.Errorf("fetch chunks: the peer ended with %d of %d chunks unsent", n, len(distinct))
+			if len(want) > 0 {
+				return &UnsentError{want, len(distinct)}
 			}
 			return nil
 		case KindChunks:

@@ -3,7 +3,7 @@
 // A frame is one byte of kind, four bytes of big-endian payload length and the
 // payload. Control payloads are JSON; chunk payloads are zstd-compressed runs
 // of (32 bytes of SHA-256, 4 bytes of big-endian length, content). Blobs
-// (manifests) are zstd-compressed and may span several frames, the last of
+// (manifests, plans) are zstd-compressed and may span several frames, the last of
 // which is shorter than BlobPart.
 package wire
 
@@ -28,6 +28,7 @@ const (
 	MaxFrame = 8 << 20
 	BlobPart = 4 << 20
 	MaxBlob  = 1 << 30
+	maxPlan  = 256 << 20 // a million changes
 )
 
 // Kind tells what a frame holds.
@@ -64,6 +65,9 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Text }
 
+// Clean is Plan.Clean for an error.
+func (e *Error) Clean() { e.Text, e.Hint = Printable(e.Text), Printable(e.Hint) }
+
 // Progress is how far the agent has come with its present task.
 type Progress struct {
 	Task  string `json:"task"`
@@ -83,6 +87,7 @@ type Conn struct {
 	enc   *zstd.Encoder
 	dec   *zstd.Decoder // of chunks
 	blobs *zstd.Decoder
+	plans *zstd.Decoder
 
 	sent, received   counter
 	reading, writing moment
@@ -97,7 +102,7 @@ func New(r io.Reader, w io.Writer) *Conn {
 	if err != nil {
 		panic("BUG: zstd options: " + err.Error())
 	}
-	c.enc, c.dec, c.blobs = enc, newDecoder(maxBatch), newDecoder(MaxBlob)
+	c.enc, c.dec, c.blobs, c.plans = enc, newDecoder(maxBatch), newDecoder(MaxBlob), newDecoder(maxPlan)
 	return c
 }
 
@@ -224,7 +229,7 @@ func (c *Conn) Next(progress func(Progress)) (Frame, error) {
 			if err := json.Unmarshal(f.Payload, e); err != nil {
 				return Frame{}, fmt.Errorf("receive an error: %w", err)
 			}
-			e.Text, e.Hint = Printable(e.Text), Printable(e.Hint)
+			e.Clean()
 			return Frame{}, e
 		default:
 			return f, nil
@@ -266,6 +271,10 @@ func (c *Conn) SendBlob(b []byte) error {
 
 // RecvBlob receives what SendBlob sent.
 func (c *Conn) RecvBlob(progress func(Progress)) ([]byte, error) {
+	return c.recvBlob(c.blobs, MaxBlob, progress)
+}
+
+func (c *Conn) recvBlob(dec *zstd.Decoder, most int, progress func(Progress)) ([]byte, error) {
 	var z []byte
 	for {
 		f, err := c.Next(progress)
@@ -275,14 +284,14 @@ func (c *Conn) RecvBlob(progress func(Progress)) ([]byte, error) {
 		if err := f.is(KindBlob); err != nil {
 			return nil, err
 		}
-		if z = append(z, f.Payload...); len(z) > MaxBlob {
-			return nil, fmt.Errorf("receive blob: over %d bytes", MaxBlob)
+		if z = append(z, f.Payload...); len(z) > most {
+			return nil, fmt.Errorf("receive blob: over %d bytes", most)
 		}
 		if len(f.Payload) < BlobPart {
 			break
 		}
 	}
-	b, err := c.blobs.DecodeAll(z, nil)
+	b, err := dec.DecodeAll(z, nil)
 	if err != nil {
 		return nil, fmt.Errorf("receive blob: %w", err)
 	}

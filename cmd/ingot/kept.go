@@ -1,0 +1,161 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"ingot/imager/store"
+	"ingot/imager/wire"
+	"ingot/internal/digest"
+	"ingot/inventory"
+	"ingot/site"
+)
+
+// maxLearned bounds what a node may put into the server's records at once.
+const maxLearned = 100
+
+// learn records what a node keeps and the server has not heard of: rollbacks
+// on its console, and switches whose connection broke.
+func (w *world) learn(ctx context.Context, node string, list []wire.Generation) error {
+	have, err := w.state.Generations(ctx, node)
+	if err != nil {
+		return err
+	}
+	for _, g := range unheard(node, have, list) {
+		if err := w.state.AddGeneration(context.WithoutCancel(ctx), g); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unheard are the generations of a node that are not among those recorded.
+// What was found on a node before its first push is none that was made.
+func unheard(node string, have []inventory.Generation, list []wire.Generation) []inventory.Generation {
+	known := map[int]inventory.Generation{}
+	for _, g := range have {
+		known[g.Number] = g
+	}
+	var out []inventory.Generation
+	for _, g := range list[max(0, len(list)-maxLearned):] {
+		k, ok := known[g.Number]
+		if ok && k.Image == g.Image.String() && k.Kind == g.Kind || g.Kind == "found" {
+			continue
+		}
+		if g.Kind == "install" {
+			clear(known) // recording it forgets all others
+		}
+		out = append(out, inventory.Generation{Node: node, Number: g.Number, Ref: g.Ref, Image: g.Image.String(), Overlay: g.Overlay.String(),
+			Mode: g.Mode, Kind: g.Kind, By: g.By, Time: time.Unix(g.Time, 0)})
+	}
+	return out
+}
+
+// factGiven is the record of the images that were pushed to a node: what it
+// may be given again. Its own word does not count, as others' images hold
+// others' secrets.
+const factGiven = "images given"
+
+func (w *world) given(ctx context.Context, node string) ([]string, error) {
+	text, err := w.state.Fact(ctx, node, factGiven)
+	if err != nil && !errors.Is(err, inventory.ErrNotFound) {
+		return nil, err
+	}
+	return strings.Fields(text), nil
+}
+
+// give records that a node is about to get an image.
+func (w *world) give(ctx context.Context, node string, image digest.ID) error {
+	list, err := w.given(ctx, node)
+	if err != nil {
+		return err
+	}
+	list = slices.DeleteFunc(list, func(s string) bool { return s == image.String() })
+	list = append(list, image.String())
+	const most = 30
+	return w.state.SetFact(ctx, node, factGiven, strings.Join(list[max(0, len(list)-most):], " "))
+}
+
+// lostSource has what a node that lost content may have again: the chunks of
+// the images that were given to it, and of its overlay as it is now.
+type lostSource struct {
+	w    *world
+	node *site.Node
+	own  map[digest.ID][]byte // of the overlay
+	all  map[digest.ID]bool   // nil: not looked for
+}
+
+// Missing implements imager.Store.
+func (l *lostSource) Missing(ctx context.Context, ids []digest.ID) ([]digest.ID, error) {
+	if l.all == nil {
+		if err := l.look(ctx); err != nil {
+			return nil, err
+		}
+	}
+	var missing, rest []digest.ID
+	for _, id := range ids {
+		switch {
+		case l.own[id] != nil:
+		case l.all[id]:
+			rest = append(rest, id)
+		default:
+			missing = append(missing, id)
+		}
+	}
+	gone, err := l.w.images.Missing(ctx, rest)
+	return append(missing, gone...), err
+}
+
+// Fetch implements imager.Store.
+func (l *lostSource) Fetch(ctx context.Context, ids []digest.ID, fn func(digest.ID, []byte) error) error {
+	return overlaid{l.own, l.w.images}.Fetch(ctx, ids, fn)
+}
+
+func (l *lostSource) look(ctx context.Context) error {
+	l.all = map[digest.ID]bool{}
+	list, err := l.w.given(ctx, l.node.Name)
+	if err != nil {
+		return err
+	}
+	in, err := l.w.state.Install(ctx, l.node.Name)
+	if err == nil {
+		list = append(list, in.Image)
+	} else if !errors.Is(err, inventory.ErrNotFound) {
+		return err
+	}
+	for _, text := range list {
+		id, err := digest.Parse(text)
+		if err != nil {
+			return fmt.Errorf("node %q: images given: %w", l.node.Name, err)
+		}
+		m, err := l.w.images.Manifest(ctx, id)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			continue // it was removed, or is damaged: then it has nothing to give
+		}
+		for _, c := range store.Chunks(m) {
+			l.all[c] = true
+		}
+		if l.own == nil {
+			l.overlay(ctx, id)
+		}
+	}
+	return nil
+}
+
+// overlay adds the node's overlay, when it can be made.
+func (l *lostSource) overlay(ctx context.Context, image digest.ID) {
+	r, err := resolveProfile(l.w.Site, l.node)
+	if err != nil {
+		return
+	}
+	if over, err := renderOverlay(ctx, l.w, l.node, r, image); err == nil {
+		l.own = over.Data
+	}
+}

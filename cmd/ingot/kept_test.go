@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+
+	"ingot/imager/store"
+	"ingot/imager/wire"
+	"ingot/internal/digest"
+	"ingot/internal/entry"
+	"ingot/internal/manifest"
+	"ingot/inventory"
+	"ingot/site"
+)
+
+// The server learns what happened on a node while it did not look.
+func TestLearn(t *testing.T) {
+	a, b := digest.Of([]byte("a")), digest.Of([]byte("b"))
+	have := []inventory.Generation{{Number: 1, Kind: "install", Image: a.String()}, {Number: 2, Kind: "push", Image: b.String()}}
+	node := []wire.Generation{{Number: 1, Kind: "install", Image: a}, {Number: 2, Kind: "push", Image: b}}
+	for _, tc := range []struct {
+		name string
+		have []inventory.Generation
+		list []wire.Generation
+		want string
+	}{
+		{"nothing new", have, node, ""},
+		{"nothing at all", nil, nil, ""},
+		{"a rollback on the console", have, append(node[:2:2], wire.Generation{Number: 3, Kind: "rollback", Image: a}), "3 rollback;"},
+		{"a broken connection", have[:1], node, "2 push;"},
+		{"what was found", nil, []wire.Generation{{Number: 1, Kind: "found"}, {Number: 2, Kind: "push", Image: a}}, "2 push;"},
+		{"retired on the node", have, node[1:], ""},
+		{"installed by another server", have, []wire.Generation{{Number: 1, Kind: "install", Image: b}, {Number: 2, Kind: "push", Image: b}}, "1 install;2 push;"},
+	} {
+		var got string
+		for _, g := range unheard("n1", tc.have, tc.list) {
+			got += fmt.Sprintf("%d %s;", g.Number, g.Kind)
+		}
+		if got != tc.want {
+			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)
+		}
+	}
+	if n := len(unheard("n1", nil, make([]wire.Generation, 100_000))); n != maxLearned {
+		t.Errorf("a node made %d records at once", n)
+	}
+}
+
+// A node that lost content gets that of its own images only.
+func TestLostSource(t *testing.T) {
+	ctx := t.Context()
+	dir := t.TempDir()
+	w := &world{Site: &site.Site{Dir: dir}}
+	var err error
+	if w.state, err = inventory.Open(ctx, dir+"/state.db"); err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if w.images, err = store.OpenOrInit(dir + "/store"); err != nil {
+		t.Fatal(err)
+	}
+	theirs, theirChunk := storedImage(t, w.images, "given to the node")
+	_, others := storedImage(t, w.images, "another's secret")
+	n := &site.Node{Name: "n1"}
+	for range 40 { // again and again
+		if err := w.give(ctx, "n1", theirs); err != nil {
+			t.Fatal(err)
+		}
+	}
+	src := &lostSource{w: w, node: n}
+	missing, err := src.Missing(ctx, []digest.ID{theirChunk, others})
+	if err != nil || !slices.Equal(missing, []digest.ID{others}) {
+		t.Errorf("Missing = %v, %v, want the other's", missing, err)
+	}
+	var got string
+	err = src.Fetch(ctx, []digest.ID{theirChunk}, func(_ digest.ID, b []byte) error { got = string(b); return nil })
+	if err != nil || got != "given to the node" {
+		t.Errorf("Fetch = %q, %v", got, err)
+	}
+	cancelled, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := (&lostSource{w: w, node: n}).Missing(cancelled, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted: %v", err)
+	}
+}
+
+func storedImage(t *testing.T, s *store.Store, text string) (image, chunk digest.ID) {
+	t.Helper()
+	chunk = digest.Of([]byte(text))
+	out, err := s.NewWriter(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Abort()
+	if err := errors.Join(out.Put(t.Context(), chunk, []byte(text)), out.Close()); err != nil {
+		t.Fatal(err)
+	}
+	m := &manifest.Manifest{Entries: []entry.Entry{{Path: ".", Type: entry.Dir, Mode: 0o755},
+		{Path: "x", Type: entry.File, Mode: 0o600, Size: int64(len(text)), Chunks: []entry.Chunk{{ID: chunk, Size: uint32(len(text))}}}}}
+	if image, err = s.PutManifest(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	return image, chunk
+}
