@@ -74,10 +74,10 @@ func diagnose(err error) (text, hint string, code int) {
 	var peer *wire.Error
 	var problems site.Problems
 	switch {
+	case errors.Is(err, context.Canceled): // whatever it was made of meanwhile
+		text, hint, code = "interrupted", "", exitInterrupted
 	case errors.As(err, &c):
 		code = c.code
-	case errors.Is(err, context.Canceled):
-		text, code = "interrupted", exitInterrupted
 	case errors.As(err, &u):
 		code = exitUsage
 	case errors.As(err, &problems):
@@ -87,7 +87,7 @@ func diagnose(err error) (text, hint string, code int) {
 		}
 	case errors.As(err, &corrupt), errors.As(err, &damage): // a pack that an image needs and that is missing is damage
 		code = exitCorrupt
-		hint = orElse(hint, "`ingot image verify` lists all that is damaged; capture or import the image again")
+		hint = orElse(hint, "`ingot image verify --repair` takes damaged packs out of use; then capture or build the image again")
 	case errors.Is(err, store.ErrMissing), errors.Is(err, inventory.ErrNotFound):
 		code = exitNotFound
 	case errors.As(err, &peer):
