@@ -74,9 +74,9 @@ func TestUEFIInstallSurvivesAPowerCut(t *testing.T) {
 	}
 }
 
-// A pack that is damaged after arming: the node says which, ends as failed,
-// boots no half-written disk, and installs when it is armed again, without
-// anybody touching it.
+// A pack that is damaged after arming: the node says which and ends as failed;
+// its half-written disk says that it does not boot; it is not installed by a
+// power cycle, and is when somebody arms it again.
 func TestDamagedPackFailsAndIsInstalledLater(t *testing.T) {
 	b := newBench(t, true, lab.Machine{Name: "n1", Firmware: lab.BIOS})
 	b.run("node", "set", "n1", "--install")
@@ -97,8 +97,19 @@ func TestDamagedPackFailsAndIsInstalledLater(t *testing.T) {
 	if log := b.command("sh", "-c", "cat "+b.site+"/.ingot/logs/n1/*.log"); !strings.Contains(log, "the installation failed") {
 		t.Error("the server kept no log of the failure")
 	}
+	b.must(b.rack.Cycle("n1"))
+	if _, err := b.rack.Expect(ctx, "n1", "FAILED"); err != nil { // the boot script
+		t.Error(err)
+	}
+	if _, err := b.rack.Expect(ctx, "n1", "was not finished; it does not boot"); err != nil { // the boot sector
+		t.Error(err)
+	}
+	if n := b.node("n1"); n.State != "failed" {
+		t.Errorf("after a power cycle the state is %q", n.State)
+	}
 	undo()
-	b.run("node", "set", "n1", "--install") // the machine, which waits, sees it
+	b.run("node", "set", "n1", "--install")
+	b.must(b.rack.Cycle("n1"))
 	b.seen(loginWait, "n1", "login", "with the node's host key", 1, "alarm")
 }
 
