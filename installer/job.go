@@ -76,6 +76,7 @@ type Progress struct {
 	Detail  string `json:"detail,omitempty"`
 	Done    int64  `json:"done"`
 	Total   int64  `json:"total"` // bytes; 0: unknown
+	Rate    int64  `json:"rate"`  // bytes a second; 0: unknown
 	Writing bool   `json:"writing"`
 }
 

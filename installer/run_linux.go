@@ -198,6 +198,7 @@ func (r *Run) report(ctx context.Context) {
 		}
 		last = p
 		rate.add(time.Now(), p.Done)
+		p.Rate = rate.perSecond()
 		if p.Total > 0 && n%3 == 0 {
 			fmt.Fprintf(r.Console, "%s: %s\n", p.Task, rate.line(p.Done, p.Total))
 		}
@@ -240,14 +241,21 @@ func (m *meter) add(t time.Time, done int64) {
 	}
 }
 
+// perSecond is the rate of the window, or 0 when there is none yet.
+func (m *meter) perSecond() int64 {
+	n := len(m.at) - 1
+	if n < 1 || m.done[n] <= m.done[0] {
+		return 0
+	}
+	return int64(float64(m.done[n]-m.done[0]) / m.at[n].Sub(m.at[0]).Seconds())
+}
+
 // line renders `310 of 735 MB, 42%, 45 MB/s, 9 s left`.
 func (m *meter) line(done, total int64) string {
 	s := fmt.Sprintf("%d of %d MB, %d%%", done/1e6, total/1e6, 100*done/max(total, 1))
-	n := len(m.at) - 1
-	if n < 1 || m.done[n] <= m.done[0] {
+	rate := m.perSecond()
+	if rate == 0 {
 		return s
 	}
-	perSecond := float64(m.done[n]-m.done[0]) / m.at[n].Sub(m.at[0]).Seconds()
-	left := time.Duration(float64(total-done) / perSecond * float64(time.Second))
-	return fmt.Sprintf("%s, %.0f MB/s, %s left", s, perSecond/1e6, left.Round(time.Second))
+	return fmt.Sprintf("%s, %d MB/s, %s left", s, rate/1e6, time.Duration((total-done)/rate)*time.Second)
 }

@@ -48,19 +48,20 @@ type Install struct {
 	Task    string
 	Done    int64 // bytes
 	Total   int64 // bytes
+	Rate    int64 // bytes a second, lately; 0: not known
 	Dirty   bool  // an attempt since the arming has begun to write the disk
 	Reason  string
 	By      string
 	Changed time.Time
 }
 
-const installCols = `node, state, ref, image, netboot, attempt, nonce, client, token, ip, task, done, total, dirty, reason, by_whom, changed`
+const installCols = `node, state, ref, image, netboot, attempt, nonce, client, token, ip, task, done, total, rate, dirty, reason, by_whom, changed`
 
 func scanInstall(row interface{ Scan(...any) error }) (Install, error) {
 	var in Install
 	var changed int64
 	err := row.Scan(&in.Node, &in.State, &in.Ref, &in.Image, &in.Netboot, &in.Attempt, &in.Nonce, &in.Client, &in.Token, &in.IP,
-		&in.Task, &in.Done, &in.Total, &in.Dirty, &in.Reason, &in.By, &changed)
+		&in.Task, &in.Done, &in.Total, &in.Rate, &in.Dirty, &in.Reason, &in.By, &changed)
 	in.Changed = fromNanos(changed)
 	if errors.Is(err, sql.ErrNoRows) {
 		err = ErrNotFound
@@ -221,22 +222,31 @@ func (d *DB) Session(ctx context.Context, token string) (Install, error) {
 	return in, nil
 }
 
-// Progress records where the session's installer is. writing says that the
-// disk is being changed from now on. A new task becomes an event.
-func (d *DB) Progress(ctx context.Context, token, task string, done, total int64, writing bool, detail string) error {
+// Step is how far an installer says that it is.
+type Step struct {
+	Task    string
+	Detail  string
+	Done    int64 // bytes
+	Total   int64 // bytes; 0: unknown
+	Rate    int64 // bytes a second; 0: unknown
+	Writing bool  // the disk is being changed from now on
+}
+
+// Progress records where the session's installer is. A new task becomes an event.
+func (d *DB) Progress(ctx context.Context, token string, p Step) error {
 	return d.session(ctx, token, func(in *Install) (Event, error) {
 		if in.State != Claimed && in.State != Writing {
 			return Event{}, ErrNotArmed
 		}
-		if writing {
+		if p.Writing {
 			in.State, in.Dirty = Writing, true
 		}
-		in.Done, in.Total = done, total
-		if in.Task == task {
+		in.Done, in.Total, in.Rate = p.Done, p.Total, p.Rate
+		if in.Task == p.Task {
 			return Event{}, nil
 		}
-		in.Task = task
-		return Event{Stage: "task", Detail: joinDetail(task, detail)}, nil
+		in.Task = p.Task
+		return Event{Stage: "task", Detail: joinDetail(p.Task, p.Detail)}, nil
 	})
 }
 
@@ -285,8 +295,8 @@ func (d *DB) change(ctx context.Context, node string, fn func(*Install) (Event, 
 			return err
 		}
 		in.Changed = d.now()
-		_, err = tx.ExecContext(ctx, `UPDATE installs SET state=?, attempt=?, nonce=?, client=?, token=?, ip=?, task=?, done=?, total=?, dirty=?, reason=?, changed=? WHERE node=?`,
-			in.State, in.Attempt, in.Nonce, in.Client, in.Token, in.IP, in.Task, in.Done, in.Total, in.Dirty, in.Reason, nanos(in.Changed), node)
+		_, err = tx.ExecContext(ctx, `UPDATE installs SET state=?, attempt=?, nonce=?, client=?, token=?, ip=?, task=?, done=?, total=?, rate=?, dirty=?, reason=?, changed=? WHERE node=?`,
+			in.State, in.Attempt, in.Nonce, in.Client, in.Token, in.IP, in.Task, in.Done, in.Total, in.Rate, in.Dirty, in.Reason, nanos(in.Changed), node)
 		if err != nil || ev.Stage == "" {
 			return err
 		}

@@ -86,7 +86,7 @@ func TestInstallTakesEachStepOnce(t *testing.T) {
 			t.Errorf("no alarm with %q", text)
 		}
 	}
-	must(t, d.Progress(ctx, a.Token, "write", 5, 10, true, ""))
+	must(t, d.Progress(ctx, a.Token, Step{Task: "write", Done: 5, Total: 10, Writing: true}))
 	if got, _ := d.Install(ctx, "n1"); got.State != Writing || got.Done != 5 {
 		t.Errorf("after progress: %+v", got)
 	}
@@ -95,7 +95,7 @@ func TestInstallTakesEachStepOnce(t *testing.T) {
 	if err := d.Finish(ctx, a.Token, "late failure"); !errors.Is(err, ErrNotArmed) {
 		t.Errorf("failure after success: %v, want ErrNotArmed", err)
 	}
-	if err := d.Progress(ctx, a.Token, "write", 6, 10, true, ""); !errors.Is(err, ErrNotArmed) {
+	if err := d.Progress(ctx, a.Token, Step{Task: "write", Done: 6, Total: 10, Writing: true}); !errors.Is(err, ErrNotArmed) {
 		t.Errorf("progress after the end: %v, want ErrNotArmed", err)
 	}
 	if _, err := d.BeginAttempt(ctx, "n1", "10.0.0.1"); !errors.Is(err, ErrNotArmed) {
@@ -122,14 +122,14 @@ func TestRetriesAreBounded(t *testing.T) {
 		if last, err = d.Claim(ctx, "n1", in.Nonce, "c", "10.0.0.1"); err != nil {
 			t.Fatal(err)
 		}
-		must(t, d.Progress(ctx, last.Token, "write the image", 1, 2, true, ""))
+		must(t, d.Progress(ctx, last.Token, Step{Task: "write the image", Done: 1, Total: 2, Writing: true}))
 	}
 	in, err := d.BeginAttempt(ctx, "n1", "10.0.0.1")
 	must(t, err)
 	if in.State != Failed || !strings.Contains(in.Reason, "write the image") {
 		t.Fatalf("after %d attempts: %+v, want failed with the task it stopped at", MaxAttempts, in)
 	}
-	if err := d.Progress(ctx, last.Token, "x", 0, 0, true, ""); err == nil {
+	if err := d.Progress(ctx, last.Token, Step{Task: "x", Done: 0, Total: 0, Writing: true}); err == nil {
 		t.Error("the session of a given-up attempt still works")
 	}
 	must(t, d.Arm(ctx, "n1", "web:1", "abc", "key", "root"))
@@ -231,7 +231,7 @@ func TestDisarmForgetsWhatHasNotBegun(t *testing.T) {
 	must(t, err)
 	in, err = d.Claim(ctx, "n1", in.Nonce, "c", "10.0.0.1")
 	must(t, err)
-	must(t, d.Progress(ctx, in.Token, "partition", 0, 0, true, ""))
+	must(t, d.Progress(ctx, in.Token, Step{Task: "partition", Done: 0, Total: 0, Writing: true}))
 	if err := d.Disarm(ctx, "n1", "root"); !errors.Is(err, ErrNotArmed) {
 		t.Errorf("Disarm while the disk is written: %v, want ErrNotArmed", err)
 	}

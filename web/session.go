@@ -108,7 +108,7 @@ func (s *Server) progress(w http.ResponseWriter, r *http.Request, in inventory.I
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	if err := s.State.Progress(r.Context(), in.Token, p.Task, p.Done, p.Total, p.Writing, p.Detail); err != nil {
+	if err := s.State.Progress(r.Context(), in.Token, inventory.Step(p)); err != nil {
 		s.refuse(w, in.Node, err)
 	}
 }

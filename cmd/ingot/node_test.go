@@ -106,6 +106,7 @@ func TestNodeStateInWords(t *testing.T) {
 		{nodeView{}, ""},
 		{nodeView{State: "armed"}, "armed"},
 		{nodeView{State: "writing", Task: "image", Done: 1, Total: 3}, "writing: image 33%"},
+		{nodeView{State: "writing", Task: "image", Done: 100e6, Total: 400e6, Rate: 50e6}, "writing: image 25%, 50 MB/s, 6s left"},
 		{nodeView{State: "claimed", Task: "partition"}, "claimed: partition"},
 	} {
 		if got := tt.v.state(); got != tt.want {

@@ -28,6 +28,7 @@ type nodeView struct {
 	Task        string            `json:"task,omitempty"`
 	Done        int64             `json:"done_bytes,omitempty"`
 	Total       int64             `json:"total_bytes,omitempty"`
+	Rate        int64             `json:"bytes_per_second,omitempty"`
 	Reason      string            `json:"reason,omitempty"`
 	Armed       string            `json:"installs,omitempty"` // the image of the installation
 	Image       string            `json:"image,omitempty"`    // that the node runs
@@ -71,7 +72,7 @@ func viewNode(ctx context.Context, w *world, n *site.Node, installs map[string]i
 	if in, ok := installs[n.Name]; ok {
 		v.State, v.Reason, v.Armed = in.State, in.Reason, in.Ref
 		if in.State == inventory.Writing || in.State == inventory.Claimed {
-			v.Task, v.Done, v.Total = in.Task, in.Done, in.Total
+			v.Task, v.Done, v.Total, v.Rate = in.Task, in.Done, in.Total, in.Rate
 		}
 	}
 	generations, err := w.state.Generations(ctx, n.Name)
@@ -127,6 +128,9 @@ func (v nicView) String() string {
 // state is how far an installation is, in a few words.
 func (v nodeView) state() string {
 	switch {
+	case v.Total > 0 && v.Rate > 0:
+		left := time.Duration((v.Total-v.Done)/v.Rate) * time.Second
+		return fmt.Sprintf("%s: %s %d%%, %s/s, %s left", v.State, v.Task, 100*v.Done/v.Total, size(v.Rate), left)
 	case v.Total > 0:
 		return fmt.Sprintf("%s: %s %d%%", v.State, v.Task, 100*v.Done/v.Total)
 	case v.Task != "":

@@ -22,6 +22,7 @@ CREATE TABLE installs (
   task     TEXT NOT NULL DEFAULT '',
   done     INTEGER NOT NULL DEFAULT 0,
   total    INTEGER NOT NULL DEFAULT 0,
+  rate     INTEGER NOT NULL DEFAULT 0, -- bytes a second, lately
   dirty    INTEGER NOT NULL DEFAULT 0, -- 1: an attempt since the arming has begun to write the disk
   reason   TEXT NOT NULL DEFAULT '',
   by_whom  TEXT NOT NULL DEFAULT '',
