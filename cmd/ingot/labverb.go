@@ -26,7 +26,7 @@ func (p *program) labCommand() *cli.Command {
 			examples: []string{"ingot lab up", "ingot lab up --machine n1=bios --machine n2=uefi --machine n3=uefi"},
 			flags: []cli.Flag{dir, cache, &cli.StringSliceFlag{Name: "machine", Usage: "`NAME=bios|uefi`; may be repeated", DefaultText: "n1=bios, n2=uefi"},
 				jsonFlag()}, run: p.labUp}.command(),
-		verb{name: "down", usage: "end the rack", about: "Powers everything off and waits until nothing of the rack is left.", examples: []string{"ingot lab down"},
+		verb{name: "down", usage: "end the rack", about: "Powers everything off and waits until no process, namespace, tap or mount of the rack is left. Its files stay in --dir.", examples: []string{"ingot lab down"},
 			flags: []cli.Flag{dir, jsonFlag()}, run: p.labDown}.command(),
 		verb{name: "exec", usage: "run a command in the rack, or on one of its machines", args: "[NODE] -- COMMAND [ARGUMENT...]",
 			about:    "Runs a command in the rack's namespaces with INGOT_SITE set, or by SSH on one of its nodes.",
@@ -197,7 +197,7 @@ func (p *program) labDown(c *cli.Context) error {
 	if c.Bool("json") {
 		return p.printJSON(map[string]string{"state": "down"})
 	}
-	fmt.Fprintln(p.Stdout, "down: nothing of the rack is left")
+	fmt.Fprintf(p.Stdout, "down: no process, namespace, tap or mount is left; disks, consoles and the site stay in %s\n", c.String("dir"))
 	return nil
 }
 
