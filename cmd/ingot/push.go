@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -64,8 +65,17 @@ func (p *program) push(c *cli.Context) error {
 	if err := wantArgs(c, 2, 2); err != nil {
 		return err
 	}
-	return p.eachNode(c, c.Args().Get(1), func(ctx context.Context, w *world, n *site.Node, s *agentSession, bar *bar, out *outcome) error {
-		t, err := pushTarget(ctx, w, n, c.Args().First())
+	w, err := openWorld(c)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	image, err := openRelease(c.Context, w, c.Args().First())
+	if err != nil {
+		return err
+	}
+	return p.eachNode(c, w, c.Args().Get(1), func(ctx context.Context, n *site.Node, s *agentSession, bar *bar, out *outcome) error {
+		t, err := image.target(ctx, w, n)
 		if err != nil {
 			return err
 		}
@@ -89,7 +99,12 @@ func (p *program) rollback(c *cli.Context) error {
 	if err := wantArgs(c, 1, 1); err != nil {
 		return err
 	}
-	return p.eachNode(c, c.Args().First(), func(ctx context.Context, w *world, n *site.Node, s *agentSession, bar *bar, out *outcome) error {
+	w, err := openWorld(c)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	return p.eachNode(c, w, c.Args().First(), func(ctx context.Context, n *site.Node, s *agentSession, bar *bar, out *outcome) error {
 		req := wire.Request{Dir: "/", By: operator(), To: c.Int("to")}
 		p.policy(c, &req)
 		var err error
@@ -132,17 +147,12 @@ func (p *program) decide(c *cli.Context, node string) func(wire.Plan) error {
 	}
 }
 
-type nodeAction func(ctx context.Context, w *world, n *site.Node, s *agentSession, bar *bar, out *outcome) error
+type nodeAction func(ctx context.Context, n *site.Node, s *agentSession, bar *bar, out *outcome) error
 
 // eachNode does one thing on each node of a NODES expression, one after
 // another, and tells the truth about each. It stops at the first failure: a
 // release that fails on one node is not spread further.
-func (p *program) eachNode(c *cli.Context, expr string, fn nodeAction) error {
-	w, err := openWorld(c)
-	if err != nil {
-		return err
-	}
-	defer w.Close()
+func (p *program) eachNode(c *cli.Context, w *world, expr string, fn nodeAction) error {
 	nodes, err := selectNodes(w.Site, expr)
 	if err != nil {
 		return err
@@ -150,6 +160,9 @@ func (p *program) eachNode(c *cli.Context, expr string, fn nodeAction) error {
 	var results []outcome
 	for _, n := range nodes {
 		out := p.oneNode(c.Context, w, n, fn)
+		if out.State == "done" && c.Bool("dry-run") {
+			out.State = "planned"
+		}
 		results = append(results, out)
 		if !c.Bool("json") {
 			p.report(c, out)
@@ -163,14 +176,31 @@ func (p *program) eachNode(c *cli.Context, expr string, fn nodeAction) error {
 			return err
 		}
 	}
+	return p.ending(c.Context, results, len(nodes))
+}
+
+// ending is what the last result means for all of so many nodes.
+func (p *program) ending(ctx context.Context, results []outcome, all int) error {
 	last := results[len(results)-1]
 	switch {
 	case last.err == nil:
 		return nil
-	case len(nodes) == 1:
+	case all == 1:
 		return last.err
+	case ctx.Err() != nil:
+		p.say("interrupted at %v; %d of %s done before, %d not tried", last.err, len(results)-1, count(all, "node"), all-len(results))
+		return ctx.Err()
 	}
-	return coded{fmt.Errorf("node %q failed: %w; %d of %d nodes were not tried", last.Node, last.err, len(nodes)-len(results), len(nodes)), exitSome}
+	return coded{fmt.Errorf("%w; %d of %d nodes were not tried", last.err, all-len(results), all), exitSome}
+}
+
+// ofNode says which node an error is of, once.
+func ofNode(name string, err error) error {
+	who := fmt.Sprintf("node %q", name)
+	if strings.HasPrefix(err.Error(), who) {
+		return err
+	}
+	return fmt.Errorf("%s: %w", who, err)
 }
 
 func (p *program) oneNode(ctx context.Context, w *world, n *site.Node, fn nodeAction) (out outcome) {
@@ -179,7 +209,10 @@ func (p *program) oneNode(ctx context.Context, w *world, n *site.Node, fn nodeAc
 	bar := p.barOf(n.Name)
 	s, err := p.dialAgent(ctx, w, "root", n.Name)
 	if err == nil {
-		err = s.explain(fn(ctx, w, n, s, bar, &out))
+		err = s.explain(fn(ctx, n, s, bar, &out))
+		if err == nil && out.Plan.Refused != nil {
+			err = s.explain(out.Plan.Refused)
+		}
 		out.Sent, out.Received = s.conn.Sent(), s.conn.Received()
 		s.Close()
 	}
@@ -188,7 +221,7 @@ func (p *program) oneNode(ctx context.Context, w *world, n *site.Node, fn nodeAc
 		out.State = "unchanged"
 	}
 	if err != nil {
-		out.State, out.err, out.Error = "failed", fmt.Errorf("node %q: %w", n.Name, err), err.Error()
+		out.State, out.err, out.Error = "failed", ofNode(n.Name, err), err.Error()
 	}
 	out.Seconds = time.Since(start).Seconds()
 	return out
