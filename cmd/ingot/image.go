@@ -1,8 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +18,8 @@ import (
 	"ingot/imager/store"
 	"ingot/imager/tree"
 	"ingot/imager/wire"
+	"ingot/internal/digest"
+	"ingot/internal/durable"
 	"ingot/internal/manifest"
 	"ingot/internal/pattern"
 )
@@ -49,76 +54,13 @@ func (p *program) imageCommand() *cli.Command {
 			examples: []string{"ingot image show web:2", "ingot image show web:2 --files"},
 			flags:    []cli.Flag{&cli.BoolFlag{Name: "files", Usage: "list its entries"}, jsonFlag()}, run: p.imageShow}.command(),
 		verb{name: "verify", usage: "read every byte of the images and check it", args: "[IMAGE]",
-			about:    "Reads every byte of one image, or of the whole store, and names what is damaged and which images it concerns.",
-			examples: []string{"ingot image verify", "ingot image verify web:2"}, flags: []cli.Flag{jsonFlag()}, run: p.imageVerify}.command(),
+			about: `Reads every byte of one image, or of the whole store, and names what is damaged and which images it
+  concerns. With --repair, damaged packs are taken out of use, so that the next capture or build of
+  an image stores their content anew; without, it would find it in the index, and leave it out. What
+  is taken out of use stays in the store's directory damaged/.`,
+			examples: []string{"ingot image verify", "ingot image verify web:2", "ingot image verify --repair"},
+			flags:    []cli.Flag{&cli.BoolFlag{Name: "repair", Usage: "take damaged packs out of use"}, jsonFlag()}, run: p.imageVerify}.command(),
 	)
-}
-
-// basePackages are what a node needs to boot and to be managed.
-func basePackages() []string {
-	return []string{"systemd-sysv", "dbus", "udev", "kmod", "openssh-server", "linux-image-amd64", "initramfs-tools", "zstd",
-		"grub-pc-bin", "grub-efi-amd64-bin", "grub2-common", "iproute2", "e2fsprogs", "dosfstools", "ca-certificates"}
-}
-
-func (p *program) imageBuild(c *cli.Context) error {
-	if err := wantArgs(c, 1, 1); err != nil {
-		return err
-	}
-	ref, err := store.ParseRef(c.Args().First())
-	if err != nil {
-		return usageError{err.Error()}
-	}
-	if c.String("debian") == "" {
-		return withHint(usagef("image build: want the release with --debian SUITE"), "`ingot image build %s --debian bookworm`", c.Args().First())
-	}
-	w, err := openWorld(c)
-	if err != nil {
-		return err
-	}
-	defer w.Close()
-	packages := basePackages()
-	for _, list := range c.StringSlice("include") {
-		packages = append(packages, strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })...)
-	}
-	if err := os.MkdirAll(w.private("tmp"), 0o700); err != nil {
-		return err
-	}
-	dir, err := os.MkdirTemp(w.private("tmp"), "build-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	root := filepath.Join(dir, "root")
-	argv := []string{"mmdebstrap", "--variant=minbase", "--include=" + strings.Join(packages, ","),
-		`--customize-hook=rm -f "$1"/etc/ssh/ssh_host_*_key "$1"/etc/ssh/ssh_host_*_key.pub`,
-		`--customize-hook=chroot "$1" systemctl enable systemd-networkd.service`}
-	for _, h := range c.StringSlice("hook") {
-		argv = append(argv, "--customize-hook="+h)
-	}
-	// Last of all: mmdebstrap copies these two from the machine that it runs on.
-	argv = append(argv, `--customize-hook=rm -f "$1"/etc/hostname "$1"/etc/resolv.conf`)
-	argv = append(argv, c.String("debian"), root)
-	if m := c.String("mirror"); m != "" {
-		argv = append(argv, m)
-	}
-	p.say("building a Debian %s tree with %d packages and what they need", c.String("debian"), len(packages))
-	start := time.Now()
-	if err := p.runTool(c.Context, argv); err != nil {
-		return withHint(fmt.Errorf("build image %q: %w", ref, err), "mmdebstrap (package mmdebstrap) needs root and a Debian mirror it can reach; --mirror names one")
-	}
-	p.say("tree built in %s", time.Since(start).Round(time.Second))
-	return p.captureDir(c, w, root, ref, "debian "+c.String("debian"), nil)
-}
-
-// runTool runs a program whose messages matter only when it fails.
-func (p *program) runTool(ctx context.Context, argv []string) error {
-	cmd := commandContext(ctx, argv[0], argv[1:]...)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-		err = fmt.Errorf("%s: %w: %s", argv[0], err, strings.Join(lines[max(0, len(lines)-8):], "\n  "))
-	}
-	return err
 }
 
 func (p *program) imageCapture(c *cli.Context) error {
@@ -139,38 +81,101 @@ func (p *program) imageCapture(c *cli.Context) error {
 	}
 	defer w.Close()
 	from := c.Args().First()
-	user, rest, remote := strings.Cut(from, "@")
-	if !remote {
-		return p.captureDir(c, w, from, ref, "directory "+from, exclude)
+	if user, host, dir, ok := parseRemote(from); ok {
+		return p.captureHost(c, w, user, host, dir, ref, exclude)
 	}
-	host, dir, ok := strings.Cut(rest, ":")
-	if !ok || !strings.HasPrefix(dir, "/") {
-		return usagef("capture from %q: want USER@HOST:/DIR", from)
+	if _, err := os.Stat(from); errors.Is(err, fs.ErrNotExist) && strings.Contains(from, "@") && !strings.Contains(from, "/") {
+		return usagef("capture from %q: no such directory, and of a live node: want USER@HOST:/DIR", from)
 	}
-	return p.captureHost(c, w, user, host, dir, ref, exclude)
+	return p.captureDir(c, w, from, store.Image{Source: "directory " + from}, ref, captureDirOptions{exclude: exclude, cache: w.captureCache(from)})
+}
+
+// parseRemote reads USER@HOST:/DIR. What has a slash before the colon is a
+// directory of this machine, as it is for scp and rsync.
+func parseRemote(s string) (user, host, dir string, ok bool) {
+	at, dir, ok := strings.Cut(s, ":")
+	if !ok || !strings.HasPrefix(dir, "/") || strings.Contains(at, "/") {
+		return "", "", "", false
+	}
+	user, host, ok = strings.Cut(at, "@")
+	return user, host, dir, ok && user != "" && host != ""
+}
+
+// captureDirOptions say how to capture a directory.
+type captureDirOptions struct {
+	exclude []string
+	cache   string // file that remembers what was read; none: read everything
+}
+
+// captureCache returns the file that knows what captures of a directory have
+// read; it may be removed at any time.
+func (w *world) captureCache(dir string) string {
+	real, err := filepath.Abs(dir)
+	if err == nil {
+		real, err = filepath.EvalSymlinks(real)
+	}
+	if err != nil {
+		return "" // the capture says why
+	}
+	return w.private("cache", "capture", digest.Of([]byte(real)).String())
 }
 
 // captureDir stores a directory of this machine.
-func (p *program) captureDir(c *cli.Context, w *world, dir string, ref store.Ref, source string, exclude []string) error {
-	patterns, err := pattern.Parse(exclude)
+func (p *program) captureDir(c *cli.Context, w *world, dir string, img store.Image, ref store.Ref, o captureDirOptions) error {
+	patterns, err := pattern.Parse(o.exclude)
 	if err != nil {
 		return err
 	}
 	var total int64
-	return p.publish(c, w, ref, source, func(ctx context.Context, sink imager.Sink, bar func(wire.Progress)) (*manifest.Manifest, []string, error) {
-		m, stats, err := tree.Capture(ctx, dir, tree.CaptureOptions{
+	return p.publish(c, w, ref, img, func(ctx context.Context, sink imager.Sink, bar func(wire.Progress)) (*manifest.Manifest, []string, error) {
+		opts := tree.CaptureOptions{
 			Exclude: func(path string, _ bool) bool { return patterns.Match(path) },
 			Within:  func(path string) bool { return !patterns.Covers(path) },
 			Sink:    sink, OneFileSystem: true,
 			Scanned:  func(_ int, bytes int64) { total = bytes },
 			Progress: func(bytes, _ int64) { bar(wire.Progress{Task: "capture", Done: bytes, Total: total}) },
-		})
-		return m, captureNotes(stats), err
+		}
+		save := p.remember(&opts, o.cache)
+		m, stats, err := tree.Capture(ctx, dir, opts)
+		if err == nil {
+			save()
+		}
+		notes := stats.Notes()
+		if stats.Cached > 0 {
+			notes = append(notes, fmt.Sprintf("%s of %d not read: unchanged since the last capture", count(stats.Cached, "file"), stats.Files))
+		}
+		return m, notes, err
 	})
 }
 
+// remember lets a capture use and fill the cache in a file. A cache saves
+// time; without one the capture is the same.
+func (p *program) remember(o *tree.CaptureOptions, path string) (save func()) {
+	if path == "" {
+		return func() {}
+	}
+	err := os.MkdirAll(filepath.Dir(path), 0o700)
+	if err == nil {
+		_, err = durable.Sweep(filepath.Dir(path))
+	}
+	var cache *tree.FileCache
+	if err == nil {
+		cache, err = tree.OpenCache(path)
+	}
+	if err != nil {
+		p.say("note: every file is read: %v", err)
+		return func() {}
+	}
+	o.Cache, o.Captured = cache, cache.Record
+	return func() {
+		if err := cache.Save(); err != nil {
+			p.say("note: the next capture will read every file again: %v", err)
+		}
+	}
+}
+
 func (p *program) captureHost(c *cli.Context, w *world, user, host, dir string, ref store.Ref, exclude []string) error {
-	return p.publish(c, w, ref, user+"@"+host+":"+dir, func(ctx context.Context, sink imager.Sink, bar func(wire.Progress)) (*manifest.Manifest, []string, error) {
+	return p.publish(c, w, ref, store.Image{Source: user + "@" + host + ":" + dir}, func(ctx context.Context, sink imager.Sink, bar func(wire.Progress)) (*manifest.Manifest, []string, error) {
 		s, err := p.dialAgent(ctx, w, user, host)
 		if err != nil {
 			return nil, nil, err
@@ -193,10 +198,10 @@ func seal() []string {
 	return []string{"/etc/hostname", "/etc/machine-id", "/var/lib/dbus/machine-id", "/etc/ssh/ssh_host_*", "/root/.ssh/**"}
 }
 
-// publish runs a capture and gives its result a name: chunks durable first,
-// then the manifest, then the name. The store is locked against a prune
-// meanwhile.
-func (p *program) publish(c *cli.Context, w *world, ref store.Ref, source string,
+// publish runs a capture and gives its result a name, with what img says of
+// where it comes from: chunks durable first, then the manifest, then the name.
+// The store is locked against a prune meanwhile.
+func (p *program) publish(c *cli.Context, w *world, ref store.Ref, img store.Image,
 	capture func(context.Context, imager.Sink, func(wire.Progress)) (*manifest.Manifest, []string, error)) error {
 	ctx := c.Context
 	release, err := w.images.Lock(ctx, false)
@@ -226,7 +231,7 @@ func (p *program) publish(c *cli.Context, w *world, ref store.Ref, source string
 	if err != nil {
 		return err
 	}
-	img := store.Image{Digest: id, Source: source, Arch: "amd64", Kernel: kernelOf(m), Size: m.TotalSize(), Entries: len(m.Entries)}
+	img.Digest, img.Kernel, img.Size, img.Entries = id, kernelOf(m), m.TotalSize(), len(m.Entries)
 	if err := w.images.SetRef(ctx, ref, img); err != nil {
 		return err
 	}
@@ -242,22 +247,41 @@ func (p *program) publish(c *cli.Context, w *world, ref store.Ref, source string
 
 // kernelOf returns the version of the newest kernel in a tree.
 func kernelOf(m *manifest.Manifest) string {
-	var last string
+	var newest string
 	for _, e := range m.Entries {
-		if v, ok := strings.CutPrefix(e.Path, "boot/vmlinuz-"); ok {
-			last = v
+		v, ok := strings.CutPrefix(e.Path, "boot/vmlinuz-")
+		if ok && !strings.Contains(v, "/") && compareVersions(v, newest) > 0 {
+			newest = v
 		}
 	}
-	return last
+	return newest
 }
 
-func captureNotes(s tree.Stats) []string {
-	var out []string
-	for _, path := range s.Sockets {
-		out = append(out, fmt.Sprintf("%q is a socket: skipped", path))
+// compareVersions compares runs of digits by value and the rest by bytes:
+// 6.1.0-9 comes before 6.1.0-10.
+func compareVersions(a, b string) int {
+	isDigit := func(r rune) bool { return r >= '0' && r <= '9' }
+	run := func(s string) (digits bool, head, rest string) {
+		digits = isDigit(rune(s[0]))
+		n := strings.IndexFunc(s, func(r rune) bool { return isDigit(r) != digits })
+		if n < 0 {
+			n = len(s)
+		}
+		return digits, s[:n], s[n:]
 	}
-	for _, path := range s.Mounts {
-		out = append(out, fmt.Sprintf("%q is a mount point: kept empty", path))
+	for a != "" && b != "" {
+		var c int
+		var da, db bool
+		var x, y string
+		da, x, a = run(a)
+		db, y, b = run(b)
+		if da && db {
+			x, y = strings.TrimLeft(x, "0"), strings.TrimLeft(y, "0")
+			c = cmp.Compare(len(x), len(y))
+		}
+		if c = cmp.Or(c, strings.Compare(x, y)); c != 0 {
+			return c
+		}
 	}
-	return out
+	return cmp.Compare(len(a), len(b))
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -31,27 +32,40 @@ func (p *program) imageList(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	views := []imageView{}
+	views, damaged := []imageView{}, 0
 	for _, u := range usage {
-		v := imageView{Image: u.Ref.String(), Digest: u.Digest, Entries: u.Entries, Bytes: u.Size, Stored: u.Stored, Unique: u.Unique, Created: u.Created, Kernel: u.Kernel, Source: u.Source}
+		v := imageView{Image: u.Ref.String(), Digest: u.Digest, Entries: u.Entries, Bytes: u.Size, Stored: u.Stored, Unique: u.Unique, Created: u.Created, Arch: u.Arch, Kernel: u.Kernel, Source: u.Source}
 		if u.Err != nil {
+			damaged++
 			v.Error = u.Err.Error()
 		}
 		views = append(views, v)
 	}
 	if c.Bool("json") {
-		return p.printJSON(views)
+		err = p.printJSON(views)
+	} else {
+		err = p.table(p.imageRows(views))
 	}
+	if err == nil && damaged > 0 {
+		err = coded{fmt.Errorf("%s of the list cannot be used", count(damaged, "image")), exitCorrupt}
+	}
+	return err
+}
+
+func (p *program) imageRows(views []imageView) [][]string {
 	rows := [][]string{{"IMAGE", "DIGEST", "ENTRIES", "SIZE", "STORED", "UNIQUE", "AGE", "KERNEL", "SOURCE"}}
 	for _, v := range views {
+		row := []string{v.Image, v.Digest.Short(), fmt.Sprint(v.Entries), size(v.Bytes), size(v.Stored), size(v.Unique), age(time.Since(v.Created)), orElse(v.Kernel, "-"), orElse(v.Source, "-")}
 		if v.Error != "" {
 			p.say("damaged: %s: %s", v.Image, v.Error)
-			rows = append(rows, []string{v.Image, v.Digest.Short(), fmt.Sprint(v.Entries), size(v.Bytes), "damaged", "-", age(time.Since(v.Created)), orElse(v.Kernel, "-"), orElse(v.Source, "-")})
-			continue
+			row[4], row[5] = "damaged", "-"
 		}
-		rows = append(rows, []string{v.Image, v.Digest.Short(), fmt.Sprint(v.Entries), size(v.Bytes), size(v.Stored), size(v.Unique), age(time.Since(v.Created)), orElse(v.Kernel, "-"), orElse(v.Source, "-")})
+		if v.Digest.IsZero() { // nor is anything known
+			row[1], row[2], row[3], row[6] = "-", "-", "-", "-"
+		}
+		rows = append(rows, row)
 	}
-	return p.table(rows)
+	return rows
 }
 
 // age is a duration as people say it.
@@ -86,13 +100,16 @@ func (p *program) imageShow(c *cli.Context) error {
 		return err
 	}
 	refs, err := w.images.Refs(c.Context)
-	if err != nil {
+	var bad *store.NameError
+	if errors.As(err, &bad) {
+		p.say("note: not all names can be read: %v", err)
+	} else if err != nil {
 		return err
 	}
 	names := []imageView{}
 	for _, n := range refs {
 		if n.Digest == id {
-			names = append(names, imageView{Image: n.Ref.String(), Digest: id, Created: n.Created, Source: n.Source})
+			names = append(names, imageView{Image: n.Ref.String(), Digest: id, Created: n.Created, Arch: n.Arch, Source: n.Source})
 		}
 	}
 	if c.Bool("json") {
@@ -194,36 +211,73 @@ func (p *program) imageVerify(c *cli.Context) error {
 			return err
 		}
 	}
+	repair := c.Bool("repair")
+	if repair { // nobody may rely meanwhile on what is taken out of use
+		release, err := w.images.Lock(c.Context, true)
+		if err != nil {
+			return err
+		}
+		defer release()
+	}
 	rep, err := w.images.Verify(c.Context, o)
 	bar.end()
 	if err != nil {
 		return err
 	}
+	view := viewReport(rep)
+	if repair {
+		done, err := w.images.Repair(c.Context, rep)
+		if err != nil {
+			return err
+		}
+		view.Repaired = viewRepaired(done)
+	}
 	if c.Bool("json") {
-		if err := p.printJSON(viewReport(rep)); err != nil {
+		if err := p.printJSON(view); err != nil {
 			return err
 		}
 	} else {
-		for _, d := range rep.Damage {
-			fmt.Fprintf(p.Stdout, "DAMAGED %s\n", d)
-		}
-		fmt.Fprintf(p.Stdout, "%s, %s, %s read: %d damaged\n", count(rep.Manifests, "image"), count(rep.Packs, "pack"), size(rep.Bytes), len(rep.Damage))
+		p.showReport(rep, view.Repaired)
 	}
-	if len(rep.Damage) > 0 {
+	switch {
+	case repair && len(view.Repaired.Images) > 0:
+		err = fmt.Errorf("incomplete now, to be captured or built again: %s", strings.Join(view.Repaired.Images, ", "))
+		return withHint(coded{err, exitCorrupt}, "`ingot image capture` or `ingot image build` under the same name stores anew what is missing")
+	case !repair && len(rep.Damage) > 0:
 		return coded{fmt.Errorf("the store has %s", count(len(rep.Damage), "damaged object")), exitCorrupt}
 	}
 	return nil
 }
 
+func (p *program) showReport(rep store.Report, done *repairedView) {
+	for _, d := range rep.Damage {
+		fmt.Fprintf(p.Stdout, "DAMAGED %s\n", d)
+	}
+	fmt.Fprintf(p.Stdout, "%s, %s, %s read: %d damaged\n", count(rep.Manifests, "image"), count(rep.Packs, "pack"), size(rep.Bytes), len(rep.Damage))
+	if done == nil {
+		return
+	}
+	for _, id := range done.Packs {
+		fmt.Fprintf(p.Stdout, "OUT OF USE pack %s\n", id)
+	}
+	for _, id := range done.Manifests {
+		fmt.Fprintf(p.Stdout, "OUT OF USE manifest %s\n", id)
+	}
+	for _, name := range done.Images {
+		fmt.Fprintf(p.Stdout, "INCOMPLETE %s: capture or build it again\n", name)
+	}
+}
+
 // imageView is what `image list` and `image show` say of one name.
 type imageView struct {
 	Image   string    `json:"image"`
-	Digest  digest.ID `json:"digest"`
+	Digest  digest.ID `json:"digest,omitzero"` // zero: its record cannot be read
 	Entries int       `json:"entries,omitempty"`
 	Bytes   int64     `json:"bytes,omitempty"`
 	Stored  int64     `json:"stored_bytes,omitempty"`
 	Unique  int64     `json:"unique_bytes,omitempty"`
-	Created time.Time `json:"created"`
+	Created time.Time `json:"created,omitzero"`
+	Arch    string    `json:"arch,omitempty"`
 	Kernel  string    `json:"kernel,omitempty"`
 	Source  string    `json:"source,omitempty"`
 	Error   string    `json:"error,omitempty"`
@@ -235,6 +289,20 @@ type reportView struct {
 	Packs  int          `json:"packs"`
 	Bytes  int64        `json:"read_bytes"`
 	Damage []damageView `json:"damage"`
+
+	Repaired *repairedView `json:"repaired,omitempty"` // with --repair
+}
+
+// repairedView is what `image verify --repair` took out of use, and the images
+// that lack something now.
+type repairedView struct {
+	Packs     []digest.ID `json:"packs"`
+	Manifests []digest.ID `json:"manifests"`
+	Images    []string    `json:"incomplete_images"`
+}
+
+func viewRepaired(r store.Repaired) *repairedView {
+	return &repairedView{append([]digest.ID{}, r.Packs...), append([]digest.ID{}, r.Manifests...), append([]string{}, r.Images...)}
 }
 
 type damageView struct {
