@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"time"
 
 	"ingot/imager/tree"
@@ -18,6 +20,10 @@ func capture(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 	exclude, err := pattern.Parse(req.Exclude)
 	if err != nil {
 		return fmt.Errorf("exclude: %w", err)
+	}
+	before, err := settled(req.Dir)
+	if err != nil {
+		return err
 	}
 	own, known, err := installed(req.Dir)
 	if err != nil {
@@ -44,25 +50,40 @@ func capture(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 	if err != nil {
 		return err
 	}
+	if after, err := settled(req.Dir); err != nil {
+		return fmt.Errorf("%q %w: %w", req.Dir, errMoved, err)
+	} else if after != before {
+		return fmt.Errorf("%q %w", req.Dir, errMoved)
+	}
 	sent, err := sink.Close()
 	if err != nil {
 		return err
 	}
-	if err := conn.Send(wire.KindAnswer, wire.Captured{Entries: len(m.Entries), Bytes: m.TotalSize(), Sent: sent, Notes: captureNotes(stats)}); err != nil {
+	if err := conn.Send(wire.KindAnswer, wire.Captured{Entries: len(m.Entries), Bytes: m.TotalSize(), Sent: sent, Notes: some(stats.Notes())}); err != nil {
 		return err
 	}
 	return conn.SendBlob(m.Encode())
 }
 
-func captureNotes(s tree.Stats) []string {
-	var out []string
-	for _, p := range s.Sockets {
-		out = append(out, fmt.Sprintf("%q is a socket: skipped", p))
+// errMoved: the tree that was captured is neither the old nor the new one.
+var errMoved = errors.New("changed generation while it was captured")
+
+// settled returns the generation that a tree is, 0 where ingot has none of it.
+// A tree in the middle of a switch is none.
+func settled(dir string) (int, error) {
+	n, err := rollback.Open(dir, nil)
+	if err != nil {
+		return 0, err
 	}
-	for _, p := range s.Mounts {
-		out = append(out, fmt.Sprintf("%q is a mount point: kept empty", p))
+	defer n.Close()
+	if _, err := os.Lstat(filepath.Join(dir, ".ingot/journal")); !errors.Is(err, os.ErrNotExist) {
+		return 0, underWay(dir, rollback.ErrInterrupted)
 	}
-	return out
+	g, err := n.Current()
+	if errors.Is(err, rollback.ErrNoGeneration) {
+		return 0, nil
+	}
+	return g.Number, err
 }
 
 // unchanged is what the generations of a node know of its files.

@@ -66,26 +66,50 @@ type usageError struct{ text string }
 
 func (e usageError) Error() string { return e.text }
 
+// alone is a verb that takes no arguments.
+func alone(fn cli.ActionFunc) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		if c.Args().Present() {
+			return usageError{fmt.Sprintf("%s takes no arguments, got %q", c.Command.Name, c.Args().First())}
+		}
+		return fn(c)
+	}
+}
+
 func app() *cli.App {
 	dir := &cli.StringFlag{Name: "dir", Value: "/", Usage: "the top `DIR` of the tree"}
 	exits := "EXIT STATUS\n   0 done · 1 failed · 2 wrong usage · 4 busy · 5 not found · 6 corrupt · 130 interrupted"
-	return &cli.App{
+	a := &cli.App{
 		Name: "ingot-agent", Usage: "ingot's program on a node", Version: version, HideHelpCommand: true,
 		ExitErrHandler: func(*cli.Context, error) {},
 		OnUsageError:   func(_ *cli.Context, err error, _ bool) error { return usageError{err.Error()} },
 		Description:    "Works without any server: `ingot-agent rollback` takes this node back from what it keeps itself.\n\n" + exits,
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return usageError{fmt.Sprintf("there is no verb %q; `ingot-agent --help` lists what there is", c.Args().First())}
+			}
+			return cli.ShowAppHelp(c)
+		},
 		Commands: []*cli.Command{
 			{Name: "generations", Usage: "list what this node ran", Flags: []cli.Flag{dir, &cli.BoolFlag{Name: "json", Usage: "answer in JSON"}},
-				Description: "EXAMPLES\n   ingot-agent generations\n\n" + exits, Action: listGenerations},
+				Description: "EXAMPLES\n   ingot-agent generations\n\n" + exits, Action: alone(listGenerations)},
 			{Name: "rollback", Usage: "take this node back to an earlier generation", Flags: []cli.Flag{dir,
 				&cli.IntFlag{Name: "to", Usage: "the generation `N`; the one before by default"},
 				&cli.BoolFlag{Name: "dry-run", Usage: "show what would change"},
 				&cli.StringSliceFlag{Name: "keep", Usage: "keep local changes of paths like `PATTERN`"},
 				&cli.StringSliceFlag{Name: "take", Usage: "give up local changes of paths like `PATTERN`"}},
-				Description: "EXAMPLES\n   ingot-agent rollback\n   ingot-agent rollback --to 3 --take '/etc/**'\n\n" + exits, Action: rollbackHere},
+				Description: "EXAMPLES\n   ingot-agent rollback\n   ingot-agent rollback --to 3 --take '/etc/**'\n\n" + exits, Action: alone(rollbackHere)},
+			{Name: "pin", Usage: "keep a generation from being retired", ArgsUsage: "N", Flags: []cli.Flag{dir,
+				&cli.BoolFlag{Name: "unpin", Usage: "let it be retired again"}},
+				Description: "The newest generations are kept in any case. A pinned one is kept together with\nwhat a rollback to it needs, until --unpin.\n\n" +
+					"EXAMPLES\n   ingot-agent pin 3\n   ingot-agent pin --unpin 3\n\n" + exits, Action: pinHere},
 			{Name: "recover", Usage: "finish or undo a change that was interrupted", Flags: []cli.Flag{dir},
-				Description: "Runs by itself before init at every boot.\n\nEXAMPLES\n   ingot-agent recover\n\n" + exits, Action: recoverHere},
-			{Name: "receive", Usage: "serve one request of a controller on standard input and output", Action: receive},
+				Description: "Runs by itself before init at every boot.\n\nEXAMPLES\n   ingot-agent recover\n\n" + exits, Action: alone(recoverHere)},
+			{Name: "receive", Usage: "serve one request of a controller on standard input and output", Action: alone(receive)},
 		},
 	}
+	for _, c := range a.Commands {
+		c.OnUsageError, c.HideHelpCommand = a.OnUsageError, true
+	}
+	return a
 }

@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -104,10 +105,12 @@ func underWay(dir string, err error) error {
 func describe(err error) wire.Error {
 	e := wire.Error{Kind: "failed", Text: err.Error()}
 	switch {
+	case errors.Is(err, errMoved):
+		e.Kind, e.Hint = "changed", "capture it again"
 	case errors.Is(err, rollback.ErrBusy):
 		e.Kind, e.Hint = "busy", "somebody else changes this node; wait, or end them"
 	case errors.Is(err, rollback.ErrInterrupted):
-		e.Kind, e.Hint = "interrupted", "reboot the node, or run `/.ingot/agent recover` on it"
+		e.Kind, e.Hint = "interrupted", "run `/.ingot/agent recover` on the node (a reboot recovers only nodes that ingot installed)"
 	case errors.Is(err, rollback.ErrConflict):
 		e.Kind, e.Hint = "conflict", "--keep PATTERN leaves such files as they are, --take PATTERN gives them up; --dry-run lists them"
 	case errors.Is(err, rollback.ErrNoSpace):
@@ -128,10 +131,10 @@ func policyOf(keep, take []string) (rollback.Policy, error) {
 	var p rollback.Policy
 	var err error
 	if p.Keep, err = pattern.Parse(keep); err != nil {
-		return p, fmt.Errorf("--keep: %w", err)
+		return p, usageError{fmt.Sprintf("--keep: %v", err)}
 	}
 	if p.Take, err = pattern.Parse(take); err != nil {
-		return p, fmt.Errorf("--take: %w", err)
+		return p, usageError{fmt.Sprintf("--take: %v", err)}
 	}
 	return p, nil
 }
@@ -313,7 +316,7 @@ func generation(g rollback.Generation, current int) wire.Generation {
 		kind = "found"
 	}
 	return wire.Generation{Number: g.Number, Kind: kind, Ref: g.Image, Image: g.ImageID, Overlay: g.Overlay, Mode: g.Mode, By: g.By,
-		Time: g.When.Unix(), Current: g.Number == current}
+		Time: g.When.Unix(), Current: g.Number == current, Pinned: g.Pinned}
 }
 
 func generations(n *rollback.Node) ([]wire.Generation, error) {
@@ -335,14 +338,17 @@ func listGenerations(c *cli.Context) error {
 			return err
 		}
 		if c.Bool("json") {
-			return json.NewEncoder(os.Stdout).Encode(list)
+			return json.NewEncoder(c.App.Writer).Encode(list)
 		}
-		w := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
+		w := tabwriter.NewWriter(c.App.Writer, 0, 4, 2, ' ', 0)
 		fmt.Fprintln(w, "GENERATION\tKIND\tIMAGE\tDIGEST\tWHEN\tBY")
 		for _, g := range list {
 			mark := ""
 			if g.Current {
 				mark = " *"
+			}
+			if g.Pinned {
+				mark += " pinned"
 			}
 			fmt.Fprintf(w, "%d%s\t%s\t%s\t%s\t%s\t%s\n", g.Number, mark, g.Kind, g.Ref, g.Image.Short(), time.Unix(g.Time, 0).Format(time.DateTime), g.By)
 		}
@@ -363,17 +369,47 @@ func rollbackHere(c *cli.Context) error {
 		s := summary(plan)
 		if c.Bool("dry-run") {
 			for _, ch := range s.Changes {
-				fmt.Printf("%-8s %q  %s\n", ch.Kind, ch.Path, ch.Why)
+				fmt.Fprintf(c.App.Writer, "%-8s %q  %s\n", ch.Kind, ch.Path, ch.Why)
 			}
 			return plan.Err()
 		}
-		g, err := n.Rollback(c.Context, c.Int("to"), policy, "console")
+		if err := plan.Err(); err != nil {
+			return err
+		}
+		if err := n.Stage(c.Context, plan, nil); err != nil { // no source: what is damaged here is named
+			return err
+		}
+		g, err := n.Switch(context.WithoutCancel(c.Context), plan)
 		if err != nil {
 			return err
 		}
-		fmt.Printf("rolled back: generation %d is %s again, %d changes\n", g.Number, g.Image, len(s.Changes))
+		fmt.Fprintf(c.App.Writer, "rolled back: generation %d is %s again, %d changes\n", g.Number, g.Image, len(s.Changes))
 		return nil
 	})
 }
 
-func recoverHere(c *cli.Context) error { return recoverTree(c.String("dir"), os.Stdout) }
+// pinHere keeps a generation from being retired, or no longer.
+func pinHere(c *cli.Context) error {
+	args := c.Args().Slice()
+	unpin := c.Bool("unpin") || len(args) == 2 && args[1] == "--unpin" // options end at the first argument
+	if unpin && len(args) == 2 {
+		args = args[:1]
+	}
+	num, err := strconv.Atoi(strings.Join(args, " "))
+	if err != nil || num < 1 {
+		return usageError{fmt.Sprintf("pin wants the number of one generation, got %q", args)}
+	}
+	return withNode(c.String("dir"), func(n *rollback.Node) error {
+		if err := n.Pin(num, !unpin); err != nil {
+			return err
+		}
+		state := "kept until it is unpinned"
+		if unpin {
+			state = "no longer pinned"
+		}
+		fmt.Fprintf(c.App.Writer, "generation %d is %s\n", num, state)
+		return nil
+	})
+}
+
+func recoverHere(c *cli.Context) error { return recoverTree(c.String("dir"), c.App.Writer) }

@@ -30,6 +30,7 @@ func TestKindsOfFailure(t *testing.T) {
 		{&rollback.DamagedError{}, "corrupt", exitCorrupt},
 		{rollback.ErrCorrupt, "corrupt", exitCorrupt},
 		{rollback.ErrChanged, "changed", exitFailed},
+		{fmt.Errorf("%w: %w", errMoved, rollback.ErrInterrupted), "changed", exitFailed},
 		{errors.New("something else"), "failed", exitFailed},
 		{usageError{"no"}, "failed", exitUsage},
 	} {

@@ -106,6 +106,7 @@ type Generation struct {
 	By      string    `json:"by"`
 	Time    int64     `json:"time"` // Unix seconds
 	Current bool      `json:"current,omitempty"`
+	Pinned  bool      `json:"pinned,omitempty"`
 }
 
 // Captured is the ending of a capture; the manifest follows as a blob.
