@@ -121,7 +121,7 @@ func TestCrashLeftovers(t *testing.T) {
 		}
 	}
 	// A pack whose index was not written any more, and then no index at all.
-	packs, err := s.Packs(t.Context())
+	packs, err := s.packs(t.Context())
 	if err != nil || len(packs) != 1 {
 		t.Fatalf("packs %v, %v", packs, err)
 	}

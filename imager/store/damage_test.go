@@ -47,7 +47,7 @@ func onePack(t *testing.T, b Backend) (s *Store, pack digest.ID, chunks [][]byte
 	if _, err := publish(t.Context(), s, "other:1", content(50, 10)); err != nil {
 		t.Fatal(err)
 	}
-	before, err := s.Packs(t.Context())
+	before, err := s.packs(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +55,7 @@ func onePack(t *testing.T, b Backend) (s *Store, pack digest.ID, chunks [][]byte
 	if _, err := publish(t.Context(), s, "web:1", chunks); err != nil {
 		t.Fatal(err)
 	}
-	after, err := s.Packs(t.Context())
+	after, err := s.packs(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -334,20 +334,6 @@ func (s *Store) locate(ids []digest.ID) ([]Location, error) {
 	return out, nil
 }
 
-// Packs returns the packs of the store, in no order.
-func (s *Store) Packs(ctx context.Context) ([]digest.ID, error) {
-	if err := s.Refresh(ctx); err != nil {
-		return nil, err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	ids := make([]digest.ID, 0, len(s.index.packs))
-	for id := range s.index.packs {
-		ids = append(ids, id)
-	}
-	return ids, nil
-}
-
 // OpenPack opens a pack for an HTTP server, which may serve any range of it
 // (io.NewSectionReader): whoever reads chunks out of it checks them.
 func (s *Store) OpenPack(ctx context.Context, id digest.ID) (Object, error) {

@@ -37,10 +37,9 @@ type Store struct {
 	Log *slog.Logger // nil discards
 
 	// state
-	b      Backend
-	config config
-	enc    *zstd.Encoder
-	dec    *zstd.Decoder
+	b   Backend
+	enc *zstd.Encoder
+	dec *zstd.Decoder
 
 	mu         sync.Mutex
 	index      index
@@ -112,7 +111,7 @@ func OpenBackend(ctx context.Context, b Backend) (*Store, error) {
 	case c.Chunker != chunk.Default():
 		return nil, fmt.Errorf("the store cuts files as %+v, this program as %+v", c.Chunker, chunk.Default())
 	}
-	return newStore(b, c)
+	return newStore(b)
 }
 
 // InitBackend makes an empty store in b.
@@ -131,10 +130,10 @@ func InitBackend(ctx context.Context, b Backend) (*Store, error) {
 	if err := b.Put(ctx, configName, append(raw, '\n')); err != nil {
 		return nil, err
 	}
-	return newStore(b, c)
+	return newStore(b)
 }
 
-func newStore(b Backend, c config) (*Store, error) {
+func newStore(b Backend) (*Store, error) {
 	// Both are used for whole frames only, from many goroutines.
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(false),
 		zstd.WithSingleSegment(true), zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)))
@@ -145,16 +144,13 @@ func newStore(b Backend, c config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Store{b: b, config: c, enc: enc, dec: dec}, nil
+	return &Store{b: b, enc: enc, dec: dec}, nil
 }
 
 // newDecoder returns a decoder that never makes more than limit bytes of one input.
 func newDecoder(parallel int, limit uint64) (*zstd.Decoder, error) {
 	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(parallel), zstd.WithDecoderMaxMemory(limit))
 }
-
-// Params returns how the store cuts files.
-func (s *Store) Params() chunk.Params { return s.config.Chunker }
 
 // Lock keeps others from removing what the caller is about to refer to
 // (shared: captures, pushes), or keeps everybody else out (exclusive: prune).

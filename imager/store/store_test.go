@@ -63,6 +63,20 @@ func content(seed uint64, n int) [][]byte {
 	return out
 }
 
+// packs returns the packs of a store, in no order.
+func (s *Store) packs(ctx context.Context) ([]digest.ID, error) {
+	if err := s.Refresh(ctx); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ids := make([]digest.ID, 0, len(s.index.packs))
+	for id := range s.index.packs {
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
 // put writes chunks and returns a manifest with one file for each.
 func put(t *testing.T, s *Store, chunks [][]byte) *manifest.Manifest {
 	t.Helper()
@@ -343,7 +357,7 @@ func TestCancelled(t *testing.T) {
 		if err := w.Close(); !errors.Is(err, context.Canceled) {
 			t.Errorf("close: %v", err)
 		}
-		if packs, err := s.Packs(t.Context()); len(packs) != 0 || err != nil {
+		if packs, err := s.packs(t.Context()); len(packs) != 0 || err != nil {
 			t.Errorf("packs %v, %v", packs, err)
 		}
 		put(t, s, chunks)
