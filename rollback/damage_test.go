@@ -204,6 +204,13 @@ func TestFailureLeavesNoStage(t *testing.T) {
 	empty(w, "a cancelled switch")
 
 	ok(t, n.Stage(bg(), p, w.src))
+	ok(t, n.Unstage(p))
+	empty(w, "given up")
+	if _, err := n.Switch(bg(), p); !errors.Is(err, ErrStale) {
+		t.Errorf("switch of what was given up: %v", err)
+	}
+
+	ok(t, n.Stage(bg(), p, w.src))
 	write(t, w.at("prog"), "edited")
 	if _, err := n.Switch(bg(), p); !errors.Is(err, ErrChanged) {
 		t.Errorf("refused switch: %v", err)

@@ -60,6 +60,20 @@ func (n *Node) stage(ctx context.Context, p *Plan, src Source) error {
 	return nil
 }
 
+// Unstage removes what Stage wrote for a plan that nobody will switch: the
+// caller has lost its controller, or its patience.
+func (n *Node) Unstage(p *Plan) error {
+	unlock, err := n.lockIdle("unstage")
+	if err == nil {
+		defer unlock()
+		err = n.unstage(p)
+	}
+	if err != nil {
+		return fmt.Errorf("unstage: %w", err)
+	}
+	return nil
+}
+
 // fill makes the stage dir.
 func (n *Node) fill(ctx context.Context, p *Plan, src Source, dir string) error {
 	if err := n.makeDirs(dir, dir+"/undo"); err != nil {
