@@ -47,7 +47,7 @@ func (p *program) imageList(c *cli.Context) error {
 		err = p.table(p.imageRows(views))
 	}
 	if err == nil && damaged > 0 {
-		err = coded{fmt.Errorf("%s of the list cannot be used", count(damaged, "image")), exitCorrupt}
+		err = withHint(coded{fmt.Errorf("%s of the list cannot be used", count(damaged, "image")), exitCorrupt}, "capture or build it again under the same name")
 	}
 	return err
 }
@@ -244,7 +244,8 @@ func (p *program) imageVerify(c *cli.Context) error {
 		err = fmt.Errorf("incomplete now, to be captured or built again: %s", strings.Join(view.Repaired.Images, ", "))
 		return withHint(coded{err, exitCorrupt}, "`ingot image capture` or `ingot image build` under the same name stores anew what is missing")
 	case !repair && len(rep.Damage) > 0:
-		return coded{fmt.Errorf("the store has %s", count(len(rep.Damage), "damaged object")), exitCorrupt}
+		err = fmt.Errorf("the store has %s", count(len(rep.Damage), "damaged object"))
+		return withHint(coded{err, exitCorrupt}, "`ingot image verify --repair` takes damaged packs out of use; then capture or build the image again")
 	}
 	return nil
 }
