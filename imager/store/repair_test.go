@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"slices"
 	"testing"
@@ -171,4 +172,65 @@ func TestABadNameHidesNoOther(t *testing.T) {
 			t.Errorf("%v, %+v", err, r.Damage)
 		}
 	})
+}
+
+// dyingRepair dies before a removal or a move, too.
+type dyingRepair struct{ dying }
+
+func (d *dyingRepair) Remove(ctx context.Context, name string) error {
+	if err := d.step(); err != nil {
+		return err
+	}
+	return d.Backend.Remove(ctx, name)
+}
+
+type dyingMover struct{ dyingRepair }
+
+func (d *dyingMover) Move(ctx context.Context, from, to string) error {
+	if err := d.step(); err != nil {
+		return err
+	}
+	return d.Backend.(mover).Move(ctx, from, to)
+}
+
+// A repair that dies anywhere may be followed by anything: a capture, which
+// indexes packs without an index, or the repair again.
+func TestRepairDiesAnywhere(t *testing.T) {
+	for name, backend := range map[string]struct {
+		open  func(t *testing.T) Backend
+		dying func(b Backend, left int) Backend
+	}{
+		"Memory": {func(*testing.T) Backend { return NewMemory() }, func(b Backend, n int) Backend { return &dyingRepair{dying{Backend: b, left: n}} }},
+		"Dir":    {func(t *testing.T) Backend { return NewDir(t.TempDir()) }, func(b Backend, n int) Backend { return &dyingMover{dyingRepair{dying{Backend: b, left: n}}} }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for n, done := 0, false; !done; n++ {
+				b := backend.open(t)
+				_, id, chunks := onePack(t, b)
+				damage(t, b, packName(id), flipMiddle)
+				r, err := openStore(t, b).Verify(t.Context(), VerifyOptions{})
+				if err != nil || len(r.Damage) != 1 {
+					t.Fatalf("%v, %+v", err, r.Damage)
+				}
+				_, err = openStore(t, backend.dying(b, n)).Repair(t.Context(), r)
+				if done = err == nil; !done && !errors.Is(err, errDead) {
+					t.Fatal(err)
+				}
+				if done && n < 2 {
+					t.Errorf("done after %d steps: nothing was tested", n)
+				}
+				if _, err := publish(t.Context(), openStore(t, b), "third:1", content(70, 5)); err != nil {
+					t.Fatalf("step %d: %v", n, err)
+				}
+				if r, err := openStore(t, b).Verify(t.Context(), VerifyOptions{}); err != nil || len(r.Damage) == 0 {
+					t.Errorf("step %d: the damage is not seen any more: %v", n, err)
+				}
+				repaired(t, b)
+				if _, err := publish(t.Context(), openStore(t, b), "web:1", chunks); err != nil {
+					t.Fatalf("step %d: %v", n, err)
+				}
+				verifyClean(t, openStore(t, b))
+			}
+		})
+	}
 }
