@@ -148,10 +148,7 @@ func (t Target) hostKeyCheck() (ssh.HostKeyCallback, []string, error) {
 				return nil, nil, fmt.Errorf("pinned host key of %q: %w", t.Name, err)
 			}
 			keys = append(keys, k)
-			if k.Type() == ssh.KeyAlgoRSA {
-				algos = append(algos, ssh.KeyAlgoRSASHA512, ssh.KeyAlgoRSASHA256)
-			}
-			algos = append(algos, k.Type())
+			algos = append(algos, algorithms(k.Type())...)
 		}
 		return func(_ string, _ net.Addr, got ssh.PublicKey) error {
 			for _, k := range keys {
@@ -175,6 +172,10 @@ func (t Target) hostKeyCheck() (ssh.HostKeyCallback, []string, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("known hosts: %w", err)
 	}
+	algos, err := knownAlgorithms(kh, t.Addr)
+	if err != nil {
+		return nil, nil, fmt.Errorf("known hosts: %w", err)
+	}
 	return func(host string, addr net.Addr, key ssh.PublicKey) error {
 		err := kh(host, addr, key)
 		var ke *knownhosts.KeyError
@@ -184,7 +185,55 @@ func (t Target) hostKeyCheck() (ssh.HostKeyCallback, []string, error) {
 			return fmt.Errorf("%w (%s:%d); it shows %s", ErrHostKey, ke.Want[0].Filename, ke.Want[0].Line, ssh.FingerprintSHA256(key))
 		}
 		return err
-	}, nil, nil
+	}, algos, nil
+}
+
+// algorithms are those by which a key of a type may sign (RFC 8332 for RSA).
+func algorithms(keyType string) []string {
+	if keyType == ssh.KeyAlgoRSA {
+		return []string{ssh.KeyAlgoRSASHA512, ssh.KeyAlgoRSASHA256, ssh.KeyAlgoRSA}
+	}
+	return []string{keyType}
+}
+
+// knownAlgorithms are those of the keys that are known for addr. A host that
+// has keys of several types shows the one that is asked for: without this it
+// may be one that is not in the file, which looks as if somebody stood in
+// between. Nil is any: nothing is known, or an authority vouches for the host.
+func knownAlgorithms(kh ssh.HostKeyCallback, addr string) ([]string, error) {
+	err := kh(addr, &net.TCPAddr{}, nobodysKey{})
+	var ke *knownhosts.KeyError
+	if !errors.As(err, &ke) {
+		return nil, err
+	}
+	var algos []string
+	for _, k := range ke.Want {
+		if authority(k) {
+			return nil, nil
+		}
+		algos = append(algos, algorithms(k.Key.Type())...)
+	}
+	return algos, nil
+}
+
+// authority reports whether a line of a known_hosts file names one that signs
+// host keys; package knownhosts keeps that to itself.
+func authority(k knownhosts.KnownKey) bool {
+	b, err := os.ReadFile(k.Filename)
+	if err != nil {
+		return false
+	}
+	lines := strings.Split(string(b), "\n")
+	return k.Line <= len(lines) && strings.HasPrefix(strings.TrimSpace(lines[max(k.Line, 1)-1]), "@cert-authority")
+}
+
+// nobodysKey is a public key that no file knows.
+type nobodysKey struct{}
+
+func (nobodysKey) Type() string    { return "nobody" }
+func (nobodysKey) Marshal() []byte { return []byte("nobody") }
+func (nobodysKey) Verify([]byte, *ssh.Signature) error {
+	return errors.New("nobody's key verifies nothing")
 }
 
 // signers gathers the keys of the ssh-agent and of the identity files. Files

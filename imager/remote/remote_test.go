@@ -2,7 +2,9 @@ package remote
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/pem"
 	"errors"
@@ -19,7 +21,7 @@ import (
 
 // server is a small SSH server; command says what it does with a command line.
 type server struct {
-	addr, key string // key: its public half
+	addr, key string // key: the public half of one of its keys
 	identity  string // a key file that it accepts
 }
 
@@ -56,6 +58,15 @@ func serve(t *testing.T, command func(line string, ch ssh.Channel) uint32) serve
 		return nil, nil
 	}}
 	cfg.AddHostKey(host)
+	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := ssh.NewSignerFromKey(other) // which clients like better, unless told
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.AddHostKey(second)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -87,6 +98,11 @@ func session(nc net.Conn, cfg *ssh.ServerConfig, command func(string, ssh.Channe
 		}
 		go func() {
 			for r := range reqs {
+				if r.Type == "subsystem" {
+					r.Reply(true, nil)
+					go command(string(r.Payload[4:]), ch)
+					continue
+				}
 				if r.Type != "exec" {
 					r.Reply(false, nil)
 					continue
@@ -216,6 +232,8 @@ func TestEnsureAgentSendsWhatDiffers(t *testing.T) {
 	var uploads, sums int
 	s := serve(t, func(line string, ch ssh.Channel) uint32 {
 		switch {
+		case line == "sftp":
+			ch.Close()
 		case strings.Contains(line, "sha256sum"):
 			sums++
 			io.WriteString(ch, "Welcome!\n"+sum+"  "+AgentPath+"\n")

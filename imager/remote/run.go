@@ -122,7 +122,7 @@ func (c *Conn) upload(ctx context.Context, binary []byte) error {
 	}
 	tmp := AgentPath + ".new-" + rand.Text() // another controller may upload at the same time
 	sftpErr := c.uploadSFTP(ctx, tmp, binary)
-	if sftpErr == nil || ctx.Err() != nil {
+	if sftpErr == nil || ctx.Err() != nil || errors.Is(sftpErr, errNotDurable) {
 		return sftpErr
 	}
 	_, err := c.run(ctx, "sh -c 'umask 077; t="+tmp+"; cat >$t && chmod 700 $t && sync && mv -f $t "+AgentPath+" || { rm -f $t; exit 1; }'",
@@ -140,14 +140,17 @@ func (c *Conn) uploadSFTP(ctx context.Context, tmp string, binary []byte) error 
 	}
 	defer f.Close()
 	defer context.AfterFunc(ctx, func() { f.Close() })()
-	if err := writeSFTP(f, tmp, binary); err != nil {
+	if err := c.writeSFTP(ctx, f, tmp, binary); err != nil {
 		f.Remove(tmp) // as far as it can be; the next upload removes it otherwise
 		return err
 	}
 	return nil
 }
 
-func writeSFTP(f *sftp.Client, tmp string, binary []byte) error {
+// errNotDurable: the node's disk failed; there is no use in trying another way.
+var errNotDurable = errors.New("not on the disk")
+
+func (c *Conn) writeSFTP(ctx context.Context, f *sftp.Client, tmp string, binary []byte) error {
 	w, err := f.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
 	if err != nil {
 		return fmt.Errorf("create %q: %w", tmp, err)
@@ -155,9 +158,16 @@ func writeSFTP(f *sftp.Client, tmp string, binary []byte) error {
 	if _, err := w.ReadFrom(bytes.NewReader(binary)); err != nil {
 		return fmt.Errorf("write %q: %w", tmp, errors.Join(err, w.Close()))
 	}
-	syncErr := w.Sync() // fsync@openssh.com; a server without it is no reason to fail
+	syncErr := w.Sync() // fsync@openssh.com
 	if err := w.Close(); err != nil {
 		return fmt.Errorf("write %q: %w", tmp, errors.Join(err, syncErr))
+	}
+	var status *sftp.StatusError
+	if errors.As(syncErr, &status) && status.FxCode() == sftp.ErrSSHFxOpUnsupported {
+		_, syncErr = c.Output(ctx, "sync")
+	}
+	if syncErr != nil {
+		return fmt.Errorf("write %q: %w: %w", tmp, errNotDurable, syncErr)
 	}
 	if err := f.Chmod(tmp, 0o700); err != nil {
 		return fmt.Errorf("chmod %q: %w", tmp, err)
