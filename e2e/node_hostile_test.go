@@ -130,7 +130,7 @@ func testHostile(t *testing.T, b *base) {
 		_ = cmd.Run() // the code tells
 		res := result{out.String(), errOut.String(), cmd.ProcessState.ExitCode(), time.Since(start)}
 		rss := cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss >> 10
-		if (res.code == 0) != (name == "escapes in a plan" || name == "escapes in a capture") || res.took > 15*time.Second || rss > 300 || !strings.Contains(res.err, tc.want) {
+		if (res.code == 0) != (name == "escapes in a plan" || name == "escapes in a capture") || res.took > 15*time.Second || rss > 400 || !strings.Contains(res.err, tc.want) {
 			t.Errorf("%s: want %q; %d MB of memory: %.2000s", name, tc.want, rss, fmt.Sprintf("%q", res.String()))
 		}
 		if strings.ContainsAny(res.out+res.err, "\x1b\x07\r") {

@@ -1,16 +1,20 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"ingot/imager/store"
 )
 
 func pushCases() map[string]func(*testing.T, *base) {
 	return map[string]func(*testing.T, *base){
 		"first push and the way back": testFirstPush,
 		"conflicts":                   testConflicts,
+		"a damaged undo copy":         testDamagedUndo,
 		"dry run":                     testDryRun,
 	}
 }
@@ -56,6 +60,70 @@ func testFirstPush(t *testing.T, b *base) {
 	r.node.stopSSHD() // nothing and nobody but the node itself
 	r.node.do("/.ingot/agent", "rollback")
 	r.is(b.v1)
+
+	r.node.sshd()
+	latest := r.generations()
+	last := latest[len(latest)-1]
+	if res := r.must("node", "show", r.name); strings.Contains(res.out, fmt.Sprintf("\n%d ", last.Number)) {
+		t.Errorf("the server knows what nobody told it: %s", res)
+	}
+	r.must("push", "web:1", r.name, "--dry-run")
+	if res := r.must("node", "show", r.name); !strings.Contains(res.out, fmt.Sprintf("\n%d ", last.Number)) {
+		t.Errorf("the server has not learned of generation %d, which the console made: %s", last.Number, res)
+	}
+}
+
+// An undo copy that is not what it was is healed from the store; where the
+// image is gone, the file is named and nothing is switched.
+func testDamagedUndo(t *testing.T, b *base) {
+	r := b.rig(t, "")
+	tree := copyTree(t, b.v1, filepath.Join(b.dir, r.name+"-image"))
+	put(t, tree, "etc/motd", "only "+r.name+" has this\n")
+	name := "only-" + r.name + ":1"
+	r.must("image", "capture", tree, name)
+	r.must("push", name, r.name)
+	r.must("push", "web:2", r.name)
+	r.damageMotd(2)
+	healed := r.mustJSON("rollback", r.name)
+	if healed.Plan.Need != 1 {
+		t.Errorf("the store had to give %d chunks", healed.Plan.Need)
+	}
+	r.is(tree)
+
+	r.must("push", "web:2", r.name)
+	r.damageMotd(4)
+	id := healed.Done.Generation.Image.String()
+	s, err := store.OpenOrInit(filepath.Join(r.site, ".ingot/store"))
+	ok(t, err)
+	ref, err := store.ParseRef(name)
+	ok(t, err)
+	ok(t, s.RemoveRef(t.Context(), ref))
+	ok(t, os.Remove(filepath.Join(r.site, ".ingot/store/manifests", id[:2], id+".zst")))
+	r.fails(6, []string{`"etc/motd"`, "damaged", "hint:"}, "rollback", r.name)
+	r.is(b.v2)
+	if out, err := r.node.command("/.ingot/agent", "rollback").CombinedOutput(); err == nil || !strings.Contains(string(out), `"etc/motd"`) {
+		t.Errorf("the console: %v: %s", err, out)
+	}
+	r.is(b.v2)
+	r.must("rollback", r.name, "--to", "3") // what is whole is not hindered
+	r.is(b.v2)
+}
+
+// damageMotd changes what a generation keeps of etc/motd, size and time as they were.
+func (r *rig) damageMotd(generation int) {
+	r.t.Helper()
+	copies, err := filepath.Glob(filepath.Join(r.node.root, ".ingot/generations", fmt.Sprint(generation), "undo/*"))
+	ok(r.t, err)
+	for _, path := range copies {
+		st, err := os.Lstat(path)
+		ok(r.t, err)
+		if st.Mode().IsRegular() && read(r.t, path) == "only "+r.name+" has this\n" {
+			ok(r.t, os.WriteFile(path, []byte("evil "+r.name+" has this\n"), st.Mode().Perm()))
+			ok(r.t, os.Chtimes(path, st.ModTime(), st.ModTime()))
+			return
+		}
+	}
+	r.t.Fatalf("generation %d keeps no etc/motd", generation)
 }
 
 func testConflicts(t *testing.T, b *base) {
@@ -68,7 +136,7 @@ func testConflicts(t *testing.T, b *base) {
 
 	r.fails(1, []string{"etc/app.conf", "etc/motd", "hint:", "--keep"}, "push", "web:2", r.name)
 	same(t, "after a refused push", before, r.node.root)
-	dry := r.must("push", "web:2", r.name, "--dry-run")
+	dry := r.fails(1, []string{"etc/app.conf", "etc/motd", "--keep"}, "push", "web:2", r.name, "--dry-run")
 	for _, w := range []string{`conflict "/etc/app.conf"`, `conflict "/etc/motd"`, "opt/local-only"} {
 		if !strings.Contains(dry.out, w) {
 			t.Errorf("--dry-run does not show %q:\n%s", w, dry.out)
@@ -89,7 +157,7 @@ func testConflicts(t *testing.T, b *base) {
 func testDryRun(t *testing.T, b *base) {
 	r := b.rig(t, "")
 	o := r.mustJSON("push", "web:1", r.name, "--dry-run")
-	if len(o.Plan.Changes) < 40 || o.Plan.NeedBytes < 700<<10 || o.Plan.From != 0 {
+	if o.State != "planned" || len(o.Plan.Changes) < 40 || o.Plan.NeedBytes < 700<<10 || o.Plan.From != 0 {
 		t.Errorf("the plan shows %d changes, %d bytes, from %d", len(o.Plan.Changes), o.Plan.NeedBytes, o.Plan.From)
 	}
 	r.isFound()

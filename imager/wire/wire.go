@@ -28,7 +28,7 @@ const (
 	MaxFrame = 8 << 20
 	BlobPart = 4 << 20
 	MaxBlob  = 1 << 30
-	maxPlan  = 128 << 20 // a million changes
+	maxPlan  = 64 << 20 // half a million changes
 )
 
 // Kind tells what a frame holds.
