@@ -41,8 +41,9 @@ func (p *program) pushCommand() *cli.Command {
 func (p *program) rollbackCommand() *cli.Command {
 	return verb{name: "rollback", usage: "take nodes back to an earlier generation", args: "NODES",
 		about: `Takes each node back to the generation before, or to --to N, from what the node keeps itself: no
-  bytes move. The rollback is a generation of its own, so it can be rolled back too. On the node's
-  console, with no server at all, ` + "`/.ingot/agent rollback`" + ` does the same.`,
+  bytes move, unless an undo copy is damaged: then the content comes from the store. The rollback is a
+  generation of its own, so it can be rolled back too. On the node's console, with no server at all,
+  ` + "`/.ingot/agent rollback`" + ` does the same.`,
 		examples: []string{"ingot rollback n1", "ingot rollback @web", "ingot rollback n1 --to 3", "ingot rollback n1 --dry-run"},
 		flags:    append([]cli.Flag{&cli.IntFlag{Name: "to", Usage: "the generation `N`", DefaultText: "the one before"}}, conflictFlags()...), run: p.rollback}.command()
 }
