@@ -134,12 +134,15 @@ func (c *Conn) upload(ctx context.Context, binary []byte) error {
 }
 
 func (c *Conn) uploadSFTP(ctx context.Context, tmp string, binary []byte) error {
+	// A node that does not answer, or does not close what we close, is waited
+	// for until ctx ends, and then the whole connection goes: registered first,
+	// so that it bounds the closing too.
+	defer context.AfterFunc(ctx, func() { c.client.Close() })()
 	f, err := sftp.NewClient(c.client, sftp.UseConcurrentWrites(true))
 	if err != nil {
 		return fmt.Errorf("start the sftp subsystem: %w", err)
 	}
 	defer f.Close()
-	defer context.AfterFunc(ctx, func() { f.Close() })()
 	if err := c.writeSFTP(ctx, f, tmp, binary); err != nil {
 		f.Remove(tmp) // as far as it can be; the next upload removes it otherwise
 		return err
