@@ -2,6 +2,7 @@ package imager
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 
 	"ingot/imager/chunk"
@@ -63,6 +64,29 @@ func NewOverlay(files []OverlayFile) (*Overlay, error) {
 		return nil, fmt.Errorf("overlay: %w", err)
 	}
 	return o, nil
+}
+
+// Layered is a source of chunks: those of an overlay from memory, all others
+// from what lies below.
+type Layered struct {
+	Data  map[digest.ID][]byte
+	Below Source
+}
+
+// Fetch implements Source.
+func (l Layered) Fetch(ctx context.Context, ids []digest.ID, fn func(digest.ID, []byte) error) error {
+	var below []digest.ID
+	for _, id := range ids {
+		if data, ok := l.Data[id]; !ok {
+			below = append(below, id)
+		} else if err := fn(id, data); err != nil {
+			return err
+		}
+	}
+	if len(below) == 0 {
+		return nil
+	}
+	return l.Below.Fetch(ctx, below, fn)
 }
 
 // Lay returns the image with an overlay on top. An overlay's directories are

@@ -275,31 +275,13 @@ func mountOptions(options string) (flags uintptr, data string) {
 	return flags&^(unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_SYNCHRONOUS) | unix.MS_NOATIME, strings.Join(rest, ",")
 }
 
-// source joins the chunks that came with the job with those in the server's packs.
-type source struct {
-	local  map[digest.ID][]byte
-	remote *store.Fetcher
-}
-
-func (s source) Fetch(ctx context.Context, ids []digest.ID, fn func(digest.ID, []byte) error) error {
-	var far []digest.ID
-	for _, id := range ids {
-		if data, ok := s.local[id]; !ok {
-			far = append(far, id)
-		} else if err := fn(id, data); err != nil {
-			return err
-		}
-	}
-	return s.remote.Fetch(ctx, far, fn)
-}
-
 // write writes image and overlay, every chunk verified on its way.
 func (r *Run) write(ctx context.Context) error {
 	total := r.target.TotalSize()
 	r.progress(func(p *Progress) { p.Total = total })
 	var mu sync.Mutex
 	r.written = make(map[string]written, len(r.target.Entries))
-	src := source{r.job.Data, &store.Fetcher{Index: r.index, Read: r.Client.ReadPack, Parallel: 2}}
+	src := imager.Layered{Data: r.job.Data, Below: &store.Fetcher{Index: r.index, Read: r.Client.ReadPack, Parallel: 2}}
 	err := tree.Write(ctx, Target, r.target, src, tree.WriteOptions{
 		Progress: func(bytes, _ int64) { r.progress(func(p *Progress) { p.Done = bytes }) },
 		OnWritten: func(path string, st entry.Stat) {

@@ -155,25 +155,3 @@ func fetchAll(ctx context.Context, s *store.Store, ids []digest.ID) (map[digest.
 	})
 	return out, err
 }
-
-// overlaid is a source of chunks: those of an overlay from memory, all others
-// from the store.
-type overlaid struct {
-	data map[digest.ID][]byte
-	s    *store.Store
-}
-
-func (o overlaid) Fetch(ctx context.Context, ids []digest.ID, fn func(digest.ID, []byte) error) error {
-	var far []digest.ID
-	for _, id := range ids {
-		if data, ok := o.data[id]; !ok {
-			far = append(far, id)
-		} else if err := fn(id, data); err != nil {
-			return err
-		}
-	}
-	if len(far) == 0 {
-		return nil
-	}
-	return o.s.Fetch(ctx, far, fn)
-}

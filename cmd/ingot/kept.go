@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"ingot/imager"
 	"ingot/imager/store"
 	"ingot/imager/wire"
 	"ingot/internal/digest"
@@ -112,7 +113,7 @@ func (l *lostSource) Missing(ctx context.Context, ids []digest.ID) ([]digest.ID,
 
 // Fetch implements imager.Store.
 func (l *lostSource) Fetch(ctx context.Context, ids []digest.ID, fn func(digest.ID, []byte) error) error {
-	return overlaid{l.own, l.w.images}.Fetch(ctx, ids, fn)
+	return imager.Layered{Data: l.own, Below: l.w.images}.Fetch(ctx, ids, fn)
 }
 
 func (l *lostSource) look(ctx context.Context) error {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"ingot/imager"
 	"ingot/installer/netboot"
 	"ingot/inventory"
 	"ingot/site"
@@ -216,7 +217,7 @@ func scriptOverlay(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	top := ts.MkAbs("overlay")
 	ts.Check(os.RemoveAll(top))
-	data := t.source.(overlaid).data
+	data := t.source.(imager.Layered).Data
 	for _, e := range t.manifest.Entries {
 		var content []byte
 		for _, c := range e.Chunks {

@@ -136,15 +136,11 @@ func (p *program) nodeSet(c *cli.Context) error {
 	if err := checkSetFlags(c); err != nil {
 		return err
 	}
-	w, err := openWorld(c)
+	w, nodes, err := openNodes(c)
 	if err != nil {
 		return err
 	}
 	defer w.Close()
-	nodes, err := selectNodes(w.Site, c.Args().First())
-	if err != nil {
-		return err
-	}
 	if err := writeNodes(c, nodes); err != nil {
 		return err
 	}
@@ -283,15 +279,11 @@ func (p *program) nodeRemove(c *cli.Context) error {
 	if err := wantArgs(c, 1, 1); err != nil {
 		return err
 	}
-	w, err := openWorld(c)
+	w, nodes, err := openNodes(c)
 	if err != nil {
 		return err
 	}
 	defer w.Close()
-	nodes, err := selectNodes(w.Site, c.Args().First())
-	if err != nil {
-		return err
-	}
 	return p.changeNodes(c, nodes, func(n *site.Node) (string, error) {
 		// What is kept first: while the file is there the verb can be repeated.
 		if err := w.state.Forget(c.Context, n.Name); err != nil {

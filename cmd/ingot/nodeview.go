@@ -219,17 +219,13 @@ func (p *program) nodeShow(c *cli.Context) error {
 	if err := wantArgs(c, 1, 1); err != nil {
 		return err
 	}
-	w, err := openWorld(c)
+	w, nodes, err := openNodes(c)
 	if err != nil {
 		return err
 	}
 	defer w.Close()
-	nodes, err := selectNodes(w.Site, c.Args().First())
-	if err != nil {
+	if err := justOne(c, nodes); err != nil {
 		return err
-	}
-	if len(nodes) != 1 {
-		return usagef("node show: %q names %d nodes, want one", c.Args().First(), len(nodes))
 	}
 	installs, err := w.state.Installs(c.Context)
 	if err != nil {
@@ -281,15 +277,11 @@ func (p *program) nodeKeys(c *cli.Context) error {
 	if err := wantArgs(c, 1, 1); err != nil {
 		return err
 	}
-	w, err := openWorld(c)
+	w, nodes, err := openNodes(c)
 	if err != nil {
 		return err
 	}
 	defer w.Close()
-	nodes, err := selectNodes(w.Site, c.Args().First())
-	if err != nil {
-		return err
-	}
 	all := []keyView{}
 	for _, n := range nodes {
 		hosts := []string{n.Name}

@@ -289,5 +289,5 @@ func (i *release) target(ctx context.Context, w *world, n *site.Node) (*target, 
 		return nil, err
 	}
 	return &target{ref: i.ref, image: i.id, overlay: over.Manifest.ID(), nodeOwned: r.Profile.NodeOwned,
-		manifest: imager.Lay(i.manifest, over.Manifest), source: overlaid{over.Data, w.images}}, nil
+		manifest: imager.Lay(i.manifest, over.Manifest), source: imager.Layered{Data: over.Data, Below: w.images}}, nil
 }

@@ -197,8 +197,8 @@ func (p *program) classExplain(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if len(nodes) != 1 {
-		return usagef("class explain: %q names %d nodes, want one", c.Args().First(), len(nodes))
+	if err := justOne(c, nodes); err != nil {
+		return err
 	}
 	r, err := resolveProfile(s, nodes[0])
 	if err != nil {

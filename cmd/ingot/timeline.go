@@ -19,17 +19,13 @@ func (p *program) nodeTimeline(c *cli.Context) error {
 	if err := wantArgs(c, 1, 1); err != nil {
 		return err
 	}
-	w, err := openWorld(c)
+	w, nodes, err := openNodes(c)
 	if err != nil {
 		return err
 	}
 	defer w.Close()
-	nodes, err := selectNodes(w.Site, c.Args().First())
-	if err != nil {
+	if err := justOne(c, nodes); err != nil {
 		return err
-	}
-	if len(nodes) != 1 {
-		return usagef("node timeline: %q names %d nodes, want one", c.Args().First(), len(nodes))
 	}
 	events, err := nodeEvents(c.Context, w, nodes[0], 0)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -103,6 +104,28 @@ func (w *world) hostKeys(ctx context.Context, node string) ([]inventory.HostKey,
 		}
 	}
 	return w.state.HostKeys(ctx, node)
+}
+
+// openNodes opens the world and selects the nodes of the first argument.
+func openNodes(c *cli.Context) (*world, []*site.Node, error) {
+	w, err := openWorld(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	nodes, err := selectNodes(w.Site, c.Args().First())
+	if err != nil {
+		return nil, nil, errors.Join(err, w.Close())
+	}
+	return w, nodes, nil
+}
+
+// justOne refuses a NODES expression that names several where one is wanted.
+func justOne(c *cli.Context, nodes []*site.Node) error {
+	if len(nodes) == 1 {
+		return nil
+	}
+	verb := strings.TrimPrefix(c.Command.HelpName, "ingot ")
+	return usagef("%s: %q names %d nodes, want one", verb, c.Args().First(), len(nodes))
 }
 
 // selectNodes resolves a NODES expression.
