@@ -132,8 +132,8 @@ func TestExplain(t *testing.T) {
 	if v := find("kernel.args"); v.Value != "[c]" || v.Line != 3 || v.Overridden[0].Value != "[a, b]" || v.Overridden[0].Line != 4 {
 		t.Errorf("args: %+v", v)
 	}
-	if v := find("check"); v.Value != "" || v.Class != "LAST" {
-		t.Errorf("check: %+v", v)
+	if v := find("node_owned"); v.Value != "" || v.Class != "LAST" {
+		t.Errorf("node_owned: %+v", v)
 	}
 	if v := find("B"); v.Kind != "var" || v.Value != "1 two" || v.Line != 1 || v.Overridden[0].File != "class/DEFAULT.var" {
 		t.Errorf("B: %+v", v)
