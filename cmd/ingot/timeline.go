@@ -47,6 +47,10 @@ func (p *program) nodeTimeline(c *cli.Context) error {
 		}
 		fmt.Fprintln(p.Stdout, text)
 	}
+	if list := phases(lastBoot(events)); len(list) > 0 {
+		fmt.Fprintln(p.Stdout)
+		return p.table(phaseRows(list))
+	}
 	return nil
 }
 

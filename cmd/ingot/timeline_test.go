@@ -140,3 +140,23 @@ func TestStepsHaveCauses(t *testing.T) {
 		}
 	}
 }
+
+func TestPhasesAddUp(t *testing.T) {
+	at := func(s int, stage, detail string) inventory.Event {
+		return inventory.Event{Time: time.Unix(int64(1000+s), 0), Stage: stage, Detail: detail}
+	}
+	events := []inventory.Event{at(0, "armed", ""), at(10, "discover", "ipxe"), at(11, "attempt", ""), at(11, "script", ""), at(12, "kernel", ""), at(13, "initrd", ""),
+		at(20, "claim", ""), at(21, "task", "check"), at(23, "task", "partition"), at(30, "installed", ""), at(35, "disk", ""), at(60, "login", "")}
+	if got := phases(events[:len(events)-1]); got != nil {
+		t.Errorf("a boot that goes on has phases: %v", got)
+	}
+	var sum float64
+	var names []string
+	for _, p := range phases(events) {
+		sum += p.Seconds
+		names = append(names, p.What)
+	}
+	if sum != 50 || len(names) != 8 || names[6] != "reboot, firmware, DHCP, boot script" {
+		t.Errorf("phases %q add up to %v, want 50", names, sum)
+	}
+}
