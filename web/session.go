@@ -54,6 +54,9 @@ func (s *Server) job(ctx context.Context, c installer.Claim) (installer.Job, err
 	if err != nil {
 		return installer.Job{}, err
 	}
+	if c.Nonce == "" || in.Nonce != c.Nonce {
+		return installer.Job{}, nil // no work for strangers: the claim is about to be refused
+	}
 	job, err := s.Boots.Job(ctx, in)
 	if err == nil || ctx.Err() != nil {
 		return job, err
