@@ -226,7 +226,7 @@ func carryOut(ctx context.Context, conn *wire.Conn, n *rollback.Node, plan *roll
 	}
 	// The last word of a living controller: without it nothing is switched.
 	if err := conn.Send(wire.KindProgress, wire.Progress{Task: "switch"}); err != nil {
-		return err
+		return errors.Join(err, n.Unstage(plan)) // nobody is there any more: what was staged takes room for nothing
 	}
 	start := time.Now()
 	g, err := n.Switch(context.WithoutCancel(ctx), plan)
