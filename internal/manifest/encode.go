@@ -57,16 +57,22 @@ func (m *Manifest) Encode() []byte {
 		}
 	}
 	b := make([]byte, 0, n)
-	var one []byte
+	m.pieces(func(p []byte) bool { b = append(b, p...); return true })
+	return b
+}
+
+// pieces gives the encoding piece by piece, until fn returns false. Each is
+// valid only during the call.
+func (m *Manifest) pieces(fn func([]byte) bool) {
+	var one, piece []byte
 	one = appendString(one, fieldMagic, Magic)
 	one = appendUint(one, fieldVersion, Version)
 	one = appendUint(one, fieldCount, uint64(len(m.Entries)))
-	b = appendBytes(b, fieldHeader, one)
-	for i := range m.Entries {
+	piece = appendBytes(piece, fieldHeader, one)
+	for i := 0; fn(piece) && i < len(m.Entries); i++ {
 		one = appendEntry(one[:0], &m.Entries[i])
-		b = appendBytes(b, fieldEntry, one)
+		piece = appendBytes(piece[:0], fieldEntry, one)
 	}
-	return b
 }
 
 func appendEntry(b []byte, e *entry.Entry) []byte {
@@ -156,7 +162,14 @@ func Decode(b []byte) (*Manifest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("decode manifest: %w", err)
 	}
-	if !bytes.Equal(m.Encode(), b) {
+	rest, canonical := b, false
+	m.pieces(func(p []byte) bool {
+		same := bytes.HasPrefix(rest, p)
+		rest = rest[min(len(p), len(rest)):]
+		canonical = same
+		return same
+	})
+	if !canonical || len(rest) > 0 {
 		return nil, fmt.Errorf("decode manifest: %w", errNotCanonical)
 	}
 	if err := m.Validate(); err != nil {

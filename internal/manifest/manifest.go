@@ -4,6 +4,7 @@
 package manifest
 
 import (
+	"crypto/sha256"
 	"slices"
 	"sort"
 
@@ -18,7 +19,11 @@ type Manifest struct {
 }
 
 // ID returns the digest of m.Encode().
-func (m *Manifest) ID() digest.ID { return digest.Of(m.Encode()) }
+func (m *Manifest) ID() digest.ID {
+	h := sha256.New()
+	m.pieces(func(p []byte) bool { h.Write(p); return true })
+	return digest.ID(h.Sum(nil))
+}
 
 // Sort puts the entries in tree order. Of each group of hard links the first
 // name then holds the content and the others link to it.
