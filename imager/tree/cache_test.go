@@ -5,11 +5,13 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"ingot/internal/torture"
 )
 
 func TestFileCache(t *testing.T) {
 	src, file := t.TempDir(), filepath.Join(t.TempDir(), "cache")
-	torture(t, src)
+	torture.Tree(t, src)
 	run := func(wantRead bool) string {
 		t.Helper()
 		c, err := OpenCache(file)

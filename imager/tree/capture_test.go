@@ -15,6 +15,7 @@ import (
 	"ingot/imager/store"
 	"ingot/internal/digest"
 	"ingot/internal/entry"
+	"ingot/internal/torture"
 )
 
 // busy changes a file whenever it is asked something, which is while the rest
@@ -81,7 +82,7 @@ func TestChangesBetweenScanAndRead(t *testing.T) {
 
 func TestACacheThatTheSinkDoesNotShare(t *testing.T) {
 	src := t.TempDir()
-	torture(t, src)
+	torture.Tree(t, src)
 	states := map[string]entry.Stat{}
 	var mu sync.Mutex
 	m, _ := captureDir(t, src, CaptureOptions{Captured: func(p string, st entry.Stat, e *entry.Entry) {
