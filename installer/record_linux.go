@@ -135,7 +135,7 @@ func (r *Run) record(ctx context.Context) error {
 	return node.Record(ctx, rollback.Generation{
 		Number: 1, Image: r.job.Ref, ImageID: r.job.Image, Overlay: r.overlay.ID(), Mode: "live",
 		When: time.Now(), By: r.job.By, Result: "installed", Derived: derived,
-	}, done, stats)
+	}, done, r.target, stats)
 }
 
 // timeOnly says that a directory differs in its time alone: something in it

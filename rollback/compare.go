@@ -15,7 +15,8 @@ type rules struct {
 	seed     pattern.List
 	derived  map[string]bool
 	policy   Policy
-	only     map[string]bool // nil: everything
+	only     func(path string) bool // what is compared; nil: everything
+	part     *part                  // nil: the whole tree
 }
 
 // left says why path is left alone wherever it comes from.
@@ -81,7 +82,7 @@ func compare(base *index, l *live, target *index, r *rules) *Plan {
 func (c *comparison) collect() {
 	seen := map[string]bool{}
 	add := func(path string) {
-		if !seen[path] && (c.rules.only == nil || c.rules.only[path] || c.live.get(path) != nil) {
+		if !seen[path] && (c.rules.only == nil || c.rules.only(path) || c.live.get(path) != nil) {
 			seen[path] = true
 			c.rows = append(c.rows, row{path: path, b: c.base.get(path), t: c.target.get(path), l: c.live.get(path)})
 		}
@@ -143,6 +144,12 @@ func (c *comparison) decide(w *row) {
 	switch {
 	case w.alone != "":
 		c.leave(w)
+	case w.l != nil && c.rules.part != nil && c.rules.part.above(w.path):
+		w.keep()
+		w.done, w.doneNow = w.goal, true
+		if w.b != nil {
+			w.done, w.doneNow = w.b, false
+		}
 	case c.rules.derived[w.path]:
 		w.keep()
 		w.done, w.doneNow = w.goal, true

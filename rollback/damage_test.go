@@ -243,7 +243,7 @@ func TestNeedIsOnlyWhatIsMissing(t *testing.T) {
 	n := open(t, w.dir)
 	m := snapshot(t, w.old)
 	chunked(t, w.old, m, 4)
-	ok(t, n.Record(bg(), Generation{}, m, nil))
+	ok(t, n.Record(bg(), Generation{}, m, nil, nil))
 	p, err := n.Plan(bg(), w.goal())
 	ok(t, err)
 	if len(p.Need) != 1 || p.NeedBytes != 4 {
@@ -330,7 +330,7 @@ func TestMount(t *testing.T) {
 	}
 	t.Cleanup(func() { unix.Unmount(w.at("etc/app"), unix.MNT_DETACH) })
 	n := open(t, w.dir)
-	ok(t, n.Record(bg(), Generation{}, w.mold, nil))
+	ok(t, n.Record(bg(), Generation{}, w.mold, nil, nil))
 	p, err := n.Plan(bg(), w.goal())
 	ok(t, err)
 	if !holdsNote(p.Notes, `"etc/app": a mount point`) || len(p.Conflicts) != 0 {

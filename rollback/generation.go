@@ -22,6 +22,9 @@ type Generation struct {
 	ImageID  digest.ID `json:"image_digest,omitzero"`  // of the image's manifest
 	Overlay  digest.ID `json:"overlay,omitzero"`       // of the overlay
 	Manifest digest.ID `json:"manifest"`               // of the as-done manifest
+	Target   digest.ID `json:"target,omitzero"`        // of the target that is kept beside it, see Known
+	Within   Path      `json:"within,omitempty"`       // a part was pushed: which; Image and Overlay say where it is from
+	Covers   []Path    `json:"covers,omitempty"`       // what the record speaks of; empty: the whole tree
 	Mode     string    `json:"mode"`                   // live, slots, btrfs
 	When     time.Time `json:"when"`                   // when it was switched to
 	By       string    `json:"by,omitempty"`           // who asked
@@ -145,10 +148,11 @@ func (n *Node) Pin(num int, pinned bool) error {
 }
 
 // Record notes the tree as it is as a new generation, made by other means: the
-// installer's as-installed manifest, which becomes generation 1. stats, by
-// path, may be nil; they say which inodes hold the manifest's content, so that
-// a later plan need not read them.
-func (n *Node) Record(ctx context.Context, g Generation, m *manifest.Manifest, stats map[string]entry.Stat) error {
+// installer's as-installed manifest, which becomes generation 1. target is what
+// it was made from, see Known; it may be nil. stats, by path, may be nil; they
+// say which inodes hold the manifest's content, so that a later plan need not
+// read them.
+func (n *Node) Record(ctx context.Context, g Generation, m, target *manifest.Manifest, stats map[string]entry.Stat) error {
 	unlock, err := n.lockIdle("record")
 	if err != nil {
 		return fmt.Errorf("record generation: %w", err)
@@ -169,17 +173,26 @@ func (n *Node) Record(ctx context.Context, g Generation, m *manifest.Manifest, s
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := n.record(g, m); err != nil {
+	if err := n.record(g, m, target); err != nil {
 		return fmt.Errorf("record generation %d: %w", g.Number, err)
 	}
 	return n.writeCache(g.Number, trustable(m, stats, n.now()))
 }
 
 // record writes a generation beside the others and moves it among them.
-func (n *Node) record(g Generation, m *manifest.Manifest) error {
+func (n *Node) record(g Generation, m, target *manifest.Manifest) error {
 	tmp := in("generations", "new")
 	if err := n.remove(tmp); err != nil {
 		return err
+	}
+	if err := n.sys.mkdir(n.top, tmp, 0o700); err != nil {
+		return err
+	}
+	if target != nil {
+		var err error
+		if g.Target, err = n.putTarget(tmp, target); err != nil {
+			return err
+		}
 	}
 	if err := n.writeGeneration(tmp, g, m); err != nil {
 		return err
@@ -194,7 +207,7 @@ func (n *Node) record(g Generation, m *manifest.Manifest) error {
 	return n.sys.fsyncDir(n.top, in("generations"))
 }
 
-// writeGeneration writes meta.json and manifest into a new directory.
+// writeGeneration writes meta.json and manifest into the directory of a new generation.
 func (n *Node) writeGeneration(dir string, g Generation, m *manifest.Manifest) error {
 	if g.When.IsZero() {
 		g.When = n.now().UTC()
@@ -204,9 +217,6 @@ func (n *Node) writeGeneration(dir string, g Generation, m *manifest.Manifest) e
 	}
 	b := m.Encode()
 	g.Manifest = digest.Of(b)
-	if err := n.sys.mkdir(n.top, dir, 0o700); err != nil {
-		return err
-	}
 	if err := n.putState(dir+"/manifest", b); err != nil {
 		return err
 	}

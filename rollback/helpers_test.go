@@ -58,7 +58,7 @@ func snapshot(t testing.TB, dir string) *manifest.Manifest {
 	s := &scanner{n: n, rules: &rules{volatile: only}, base: none, target: none}
 	l, err := s.scan(context.Background(), nil)
 	ok(t, err)
-	m := adopt(l, none).m
+	m := adopt(l, none, none, cover{}).m
 	ok(t, m.Validate())
 	return m
 }
@@ -382,7 +382,7 @@ func ageSome(g *garden, _ string) {
 func (w *world) node() *Node {
 	w.t.Helper()
 	n := open(w.t, w.dir)
-	ok(w.t, n.Record(context.Background(), Generation{Image: "old:1", Result: "installed"}, w.mold, statsOf(w.t, w.dir, w.mold)))
+	ok(w.t, n.Record(context.Background(), Generation{Image: "old:1", Result: "installed"}, w.mold, nil, statsOf(w.t, w.dir, w.mold)))
 	return n
 }
 

@@ -49,37 +49,58 @@ func (n *Node) Plan(ctx context.Context, t Target) (*Plan, error) {
 		}
 		cache = n.readCache(g.Number)
 	}
-	s := &scanner{n: n, rules: r, base: indexOf(base), target: indexOf(t.Manifest), cache: cache, full: t.Full}
-	l, err := s.scan(ctx, nil)
+	target, top := t.Manifest, ""
+	var sc *scope
+	if t.Within != "" {
+		if r.part, err = n.partOf(t); err != nil {
+			return nil, fmt.Errorf("plan: %w", err)
+		}
+		target, top, sc, r.only = r.part.target, r.part.top, r.part.scope(), r.part.has
+	}
+	s := &scanner{n: n, rules: r, base: indexOf(base), target: indexOf(target), cache: cache, full: t.Full}
+	l, err := s.scan(ctx, sc)
 	if err != nil {
 		return nil, fmt.Errorf("plan: %w", err)
 	}
-	if base == nil {
-		s.base = adopt(l, s.target)
-	}
+	known := g.covers()
+	s.base = adopt(l, s.base, s.target, known)
 	p := compare(s.base, l, s.target, r)
 	p.Base = g.Number
 	kept := p.Generation.Kept
 	p.Generation = Generation{Image: t.Image, ImageID: t.ImageID, Overlay: t.Overlay, Mode: t.Mode,
+		Within: Path(t.Within), Covers: known.with(top),
 		By: t.By, Result: "switched", Derived: g.Derived, Kept: kept, Owned: t.NodeOwned.Strings()}
+	if t.Within == "" {
+		p.target = t.Manifest
+	}
 	return p, n.finish(ctx, p, l, s, cache)
 }
 
-// adopt makes the tree as it is the base of a first push.
-func adopt(l *live, target *index) *index {
+// adopt makes the tree as it is the base where no record speaks of it: on a
+// first push, and where only parts were pushed before.
+func adopt(l *live, base, target *index, known cover) *index {
+	if known.all {
+		return base
+	}
 	c := &comparison{base: indexOf(nil), target: target, live: l}
 	b := &builder{}
-	for i := range l.items {
-		if it := &l.items[i]; it.alone == "" {
-			b.add(&it.Entry, c.contentOf(it), liveGroup(it))
+	for i := range base.m.Entries {
+		if e := &base.m.Entries[i]; known.has(e.Path) || l.get(e.Path) == nil {
+			b.add(e, base.content(e), "m"+rootOf(e))
 		}
 	}
-	base := indexOf(b.build(l))
+	var taken []*item
 	for i := range l.items {
-		it := &l.items[i]
-		it.sameBase = it.Type == entry.File && it.alone == ""
+		if it := &l.items[i]; it.alone == "" && !known.has(it.Path) {
+			b.add(&it.Entry, c.contentOf(it), liveGroup(it))
+			taken = append(taken, it)
+		}
 	}
-	return base
+	out := indexOf(b.build(l))
+	for _, it := range taken {
+		it.sameBase = it.Type == entry.File
+	}
+	return out
 }
 
 // idle returns the current generation (none: the zero one), unless a switch
@@ -111,7 +132,7 @@ func (n *Node) PlanRollback(ctx context.Context, to int, policy Policy, by strin
 	if err != nil {
 		return nil, fmt.Errorf("plan rollback: %w", err)
 	}
-	target, err := n.Left(dest.Number)
+	target, err := n.asLeft(dest.Number, g.Number)
 	if err != nil {
 		return nil, fmt.Errorf("plan rollback: %w", err)
 	}
@@ -150,7 +171,7 @@ func (n *Node) planBack(ctx context.Context, g, dest Generation, base, target *i
 		owned = append(owned, pattern.NodeOwned().With(list))
 	}
 	r := &rules{owned: owned, volatile: pattern.Volatile(), policy: policy,
-		derived: map[string]bool{}, only: sc.paths}
+		derived: map[string]bool{}, only: func(path string) bool { return sc.paths[path] }}
 	cache := n.readCache(g.Number)
 	s := &scanner{n: n, rules: r, base: base, target: target, cache: cache}
 	l, err := s.scan(ctx, sc)
@@ -162,6 +183,7 @@ func (n *Node) planBack(ctx context.Context, g, dest Generation, base, target *i
 	kept := p.Generation.Kept
 	p.Generation = dest
 	p.Generation.Pinned, p.Generation.By, p.Generation.Kept = false, by, kept
+	p.Generation.Covers = g.Covers
 	p.Generation.Of, p.Generation.To, p.Generation.Result = g.Number, dest.Number, "rolled back"
 	p.Generation.Note = fmt.Sprintf("rollback of %d to %d", g.Number, dest.Number)
 	if p.undo, err = n.undoCopies(ctx); err == nil {

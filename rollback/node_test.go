@@ -142,7 +142,7 @@ func TestDerived(t *testing.T) {
 		write(t, dir+"/prog", "new prog")
 	})
 	n := open(t, w.dir)
-	ok(t, n.Record(bg(), Generation{Derived: []Path{"etc/passwd", "gone\xff"}}, w.mold, nil))
+	ok(t, n.Record(bg(), Generation{Derived: []Path{"etc/passwd", "gone\xff"}}, w.mold, nil, nil))
 	p, err := n.Plan(bg(), w.goal())
 	ok(t, err)
 	if !holdsNote(p.Notes, `"etc/passwd": made by the installation`) {
@@ -314,7 +314,7 @@ func TestBusyAndInterrupted(t *testing.T) {
 	is(t, err, ErrInterrupted)
 	_, err = n.Rollback(bg(), 0, Policy{}, "test")
 	is(t, err, ErrInterrupted)
-	is(t, n.Record(bg(), Generation{}, w.mold, nil), ErrInterrupted)
+	is(t, n.Record(bg(), Generation{}, w.mold, nil, nil), ErrInterrupted)
 	is(t, n.Pin(1, true), ErrInterrupted)
 	out, err := n.Recover(bg())
 	ok(t, err)

@@ -18,6 +18,11 @@ type Target struct {
 	Seed      pattern.List       // node-owned paths that are made where neither the node nor its generation has them
 	Policy    Policy
 
+	// Within limits the change to one path and all that is in it, such as
+	// "srv/www"; "" is the whole tree. The rest stays as it is, on the disk and in
+	// the record. Of its parents those that are missing are made.
+	Within string
+
 	Image   string    // name:tag
 	ImageID digest.ID // of the image's manifest
 	Overlay digest.ID // of the overlay
@@ -142,9 +147,12 @@ type Plan struct {
 
 	Need      []digest.ID // chunks that are not on the node
 	NeedBytes int64       // their size
+	Reused    int64       // bytes taken over from an interrupted stage
 	Bytes     int64       // of disk that staging takes
 	Inodes    int64       // of inodes that staging takes
 	Damaged   []Note      // undo copies that are not what they were; their chunks are in Need
+
+	target *manifest.Manifest // to be kept beside the generation; nil for a part and for a rollback
 
 	done  *manifest.Manifest // the tree as it will be recorded
 	left  *manifest.Manifest // the tree as it is

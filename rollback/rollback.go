@@ -12,6 +12,7 @@
 //
 //	generations/N/meta.json   what generation N is (Generation)
 //	generations/N/manifest    the tree as it was made: the base of three-way comparison
+//	generations/N/target      what its push was to make: the base of the next manifest on the wire
 //	generations/N/left        the tree as it was when N was left, where that differs
 //	generations/N/undo/S      what the switch that left N displaced, slot by slot
 //	generations/N/steps       the journal of that switch: which slot is which path

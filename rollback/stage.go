@@ -46,8 +46,8 @@ func (n *Node) stage(ctx context.Context, p *Plan, src Source) error {
 	}
 	if p.Base == 0 {
 		g := Generation{Image: "as found", Mode: "live", By: p.Generation.By, Result: "found"}
-		g.Number = 1
-		if err := n.record(g, p.left); err != nil {
+		g.Number, g.Covers = 1, p.Generation.Covers
+		if err := n.record(g, p.left, nil); err != nil {
 			return err
 		}
 		p.Base = 1
@@ -90,6 +90,9 @@ func (n *Node) fill(ctx context.Context, p *Plan, src Source, dir string) error 
 	if err := n.stageLeft(p, dir); err != nil {
 		return err
 	}
+	if err := n.stageTarget(p, dir+"/next"); err != nil {
+		return err
+	}
 	return n.sys.syncfs(n.top)
 }
 
@@ -105,6 +108,22 @@ func (n *Node) stageLeft(p *Plan, dir string) error {
 		return nil
 	}
 	return n.putState(dir+"/left", append(id[:], b...))
+}
+
+// stageTarget begins the record of the new generation with its target. A
+// rollback takes that of the generation it goes back to.
+func (n *Node) stageTarget(p *Plan, dir string) error {
+	err := n.sys.mkdir(n.top, dir, 0o700)
+	switch {
+	case err != nil:
+	case p.target != nil:
+		p.Generation.Target, err = n.putTarget(dir, p.target)
+	case p.To != 0 && n.exists(genDir(p.To, "target")):
+		err = n.sys.link(n.top, genDir(p.To, "target"), n.top, dir+"/target")
+	default:
+		p.Generation.Target = digest.ID{}
+	}
+	return err
 }
 
 // isBase refuses a plan that was made for another generation.

@@ -152,17 +152,19 @@ func (c *comparison) timeSteps(real *int) []Step {
 // that the old generation is left with.
 func (c *comparison) record() {
 	done, left := &builder{}, &builder{}
-	for _, x := range []*index{c.target, c.base} {
-		b := done
-		if x == c.base {
-			b = left
-		}
+	outside := func(b *builder, x *index) { // what was not compared
 		for i := range x.m.Entries {
 			e := &x.m.Entries[i]
 			if _, ok := c.at[e.Path]; !ok {
-				b.add(e, x.content(e), "m"+rootOf(e))
+				b.add(e, x.content(e), "o"+rootOf(e))
 			}
 		}
+	}
+	outside(left, c.base)
+	if c.rules.part != nil {
+		outside(done, c.base)
+	} else {
+		outside(done, c.target)
 	}
 	for i := range c.rows {
 		w := &c.rows[i]

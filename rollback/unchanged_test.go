@@ -49,7 +49,7 @@ func TestUnchangedKnowsOnlyWhatIsUntouched(t *testing.T) {
 	} else if _, ok := known("a", stat("a")); ok {
 		t.Error("a tree without generations knows a file")
 	}
-	if err := n.Record(t.Context(), Generation{Number: 1, Mode: "live", Result: "installed"}, m, stats); err != nil {
+	if err := n.Record(t.Context(), Generation{Number: 1, Mode: "live", Result: "installed"}, m, nil, stats); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(top, "b"), []byte("CONTENT b"), 0o644); err != nil {
