@@ -219,6 +219,10 @@ func TestCompare(t *testing.T) {
 		{name: "hard link made", base: "a=1;b=1", live: "a=1;b=1", target: "a=1;b&a", want: "replace a;replace b;times ."},
 		{name: "hard link added", base: "a=1", live: "a=1", target: "a=1;b&a", want: "replace a;add b;times ."},
 		{name: "hard link dropped", base: "a=1;b&a", live: "a=1;b&a", target: "a=1", want: "delete b;replace a;times ."},
+		{name: "linked symbolic links as they are", base: "a->x;b&a", live: "a->x;b&a", target: "a->x;b&a"},
+		{name: "linked symbolic links change together", base: "a->x;b&a", live: "a->x;b&a", target: "a->y;b&a", want: "replace a;replace b;times ."},
+		{name: "linked symbolic links cut", base: "a->x;b&a", live: "a->x;b&a", target: "a->x;b->x", want: "replace a;replace b;times ."},
+		{name: "linked symbolic links made", base: "a->x;b->x", live: "a->x;b->x", target: "a->x;b&a", want: "replace a;replace b;times ."},
 		{name: "linked from outside: new inode", base: "a=1", live: "a=1 outside", target: "a=1 mode=600", want: "replace a;times ."},
 		{name: "linked from outside, unchanged", base: "a=1", live: "a=1 outside", target: "a=1"},
 	}

@@ -14,17 +14,17 @@ type group struct {
 func (c *comparison) groups() {
 	names := map[uint64]int{} // live names of an inode, within what is compared
 	for i := range c.rows {
-		if w := &c.rows[i]; w.l != nil && w.l.Type == entry.File && w.alone == "" {
+		if w := &c.rows[i]; w.l != nil && w.l.Type.Linkable() && w.alone == "" {
 			names[w.l.stat.Ino]++
 		}
 	}
 	byRoot := map[string]*group{}
 	for i := range c.rows {
 		w := &c.rows[i]
-		if w.goal == nil || w.kept || w.l == nil && w.goal.Type != entry.File {
+		if w.goal == nil || w.kept || w.l == nil && !w.goal.Type.Linkable() {
 			continue
 		}
-		if w.goal.Type != entry.File {
+		if !w.goal.Type.Linkable() {
 			w.replace = !c.sameBut(w.l, w.goal, true)
 			continue
 		}
@@ -43,7 +43,7 @@ func (c *comparison) groups() {
 	}
 }
 
-// rootOf names the group of a file of a manifest: the path of its first name.
+// rootOf names the group of an entry of a manifest: the path of its first name.
 func rootOf(e *entry.Entry) string {
 	if e.Link != "" {
 		return e.Link
@@ -57,7 +57,7 @@ func (c *comparison) stays(g *group, names map[uint64]int) bool {
 		return false
 	}
 	for _, w := range g.rows {
-		if w.l == nil || w.l.Type != entry.File || !w.l.sameTarget || w.l.stat.Ino != first.stat.Ino {
+		if w.l == nil || !c.sameBut(w.l, w.goal, w.l.sameTarget) || w.l.stat.Ino != first.stat.Ino {
 			return false
 		}
 	}

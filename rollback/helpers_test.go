@@ -314,7 +314,7 @@ func (g *garden) shake(n int) {
 				ok(g.t, unix.Chmod(g.path(p), 0o750))
 			}
 		case 6: // link it somewhere
-			if st.Mode().IsRegular() {
+			if !st.IsDir() {
 				ok(g.t, os.Link(g.path(p), g.path(filepath.Join(filepath.Dir(p), g.name()))))
 			}
 		default:

@@ -36,7 +36,7 @@ func (c *comparison) steps() {
 	for i := range out {
 		s := &out[i]
 		s.slot, s.link = i, i
-		if s.New == nil || s.New.Type != entry.File || s.Kind > Add {
+		if s.New == nil || !s.New.Type.Linkable() || s.Kind > Add {
 			continue
 		}
 		if at, ok := first[rootOf(s.New)]; ok {
@@ -115,7 +115,7 @@ func (c *comparison) metaSteps() []Step {
 		if entry.SameMeta(&w.l.Entry, w.goal) || done[w.l.stat.Ino] {
 			continue
 		}
-		if w.l.Type == entry.File {
+		if w.l.Type.Linkable() {
 			done[w.l.stat.Ino] = true // one step for all names of the inode
 		}
 		out = append(out, c.step(Meta, w))
@@ -187,7 +187,7 @@ func (c *comparison) record() {
 }
 
 func liveGroup(l *item) string {
-	if l.Type != entry.File {
+	if !l.Type.Linkable() {
 		return ""
 	}
 	return "l" + string(binary64(l.stat.Ino))
@@ -223,7 +223,7 @@ func (b *builder) add(e, content *entry.Entry, group string) {
 func (b *builder) build(l *live) *manifest.Manifest {
 	groups := make(map[string]string, len(b.entries))
 	for i := range b.entries {
-		if b.entries[i].Type == entry.File {
+		if b.entries[i].Type.Linkable() {
 			groups[b.entries[i].Path] = b.group[i]
 		}
 	}
@@ -239,8 +239,8 @@ func (b *builder) build(l *live) *manifest.Manifest {
 		if e.Type == entry.Dir {
 			dirs[e.Path] = true
 		}
-		if g := groups[e.Path]; g != "" && e.Type == entry.File {
-			if h := heads[g]; h != nil && h.Size == e.Size && entry.SameMeta(h, &e) {
+		if g := groups[e.Path]; g != "" && e.Type.Linkable() {
+			if h := heads[g]; h != nil && linkable(h, &e) {
 				e.Link, e.Holes, e.Chunks = h.Path, nil, nil
 			} else if h == nil {
 				head := e
@@ -251,6 +251,11 @@ func (b *builder) build(l *live) *manifest.Manifest {
 	}
 	m.Entries = out
 	return m
+}
+
+// linkable reports whether two entries can be recorded as names of one inode.
+func linkable(a, b *entry.Entry) bool {
+	return a.Type == b.Type && a.Size == b.Size && a.Target == b.Target && a.Major == b.Major && a.Minor == b.Minor && entry.SameMeta(a, b)
 }
 
 func (b *builder) withParents(l *live) []entry.Entry {

@@ -224,14 +224,14 @@ def check_entry(e, seen, before):
         must(parent and parent.type == DIRECTORY, "its parent is no directory")
     must(1 <= len(e.target) <= 4095 and b"\0" not in e.target if e.type == SYMLINK else not e.target, "target")
     must(e.type in (CHAR, BLOCK) or e.major == e.minor == 0, "device numbers, but no device")
-    must(e.type == FILE or not (e.size or e.link or e.holes or e.chunk_ids or e.chunk_sizes), "content, but no file")
+    must(e.type == FILE or not (e.size or e.holes or e.chunk_ids or e.chunk_sizes), "content, but no file")
     names = [name for name, _ in e.xattrs]
     must(names == sorted(set(names)), "xattrs are not sorted")
     must(all(1 <= len(n) <= 255 and b"\0" not in n and len(v) <= 65536 for n, v in e.xattrs), "an xattr out of bounds")
     if e.link:
         first = seen.get(e.link)
-        must(first and first.type == FILE and not first.link, f"linked to {show(e.link)}, no earlier first name")
-        alike = ("mode", "uid", "gid", "mtime", "size", "xattrs")
+        must(first and first.type == e.type != DIRECTORY and not first.link, f"linked to {show(e.link)}, no earlier first name")
+        alike = ("mode", "uid", "gid", "mtime", "size", "target", "major", "minor", "xattrs")
         must(all(getattr(e, a) == getattr(first, a) for a in alike), "differs from its first name")
         must(not (e.holes or e.chunk_ids or e.chunk_sizes), "a link with content")
         return

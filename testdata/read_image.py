@@ -192,9 +192,11 @@ def compare(entries, top):
             found["target"] = os.fsencode(os.readlink(name, dir_fd=fd))
         if kind in (CHAR, BLOCK):
             found.update(major=os.major(st.st_rdev), minor=os.minor(st.st_rdev))
-        if kind == FILE:
+        if kind != DIRECTORY:
             first = firsts.setdefault((st.st_dev, st.st_ino), path)
-            found.update(size=st.st_size, link=first if first != path else b"")
+            found.update(link=first if first != path else b"")
+        if kind == FILE:
+            found.update(size=st.st_size)
         for what, is_now in found.items():
             if is_now != getattr(e, what):
                 yield f"{show(path)}: {what}: {is_now!r}, in the image {getattr(e, what)!r}"

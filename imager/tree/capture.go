@@ -115,7 +115,7 @@ func (c *capture) group(mounted []bool) (files []int, links map[int]int) {
 	first := map[inode]int{}
 	links = map[int]int{}
 	for i := range c.entries {
-		if c.entries[i].Type != entry.File || mounted[i] {
+		if !c.entries[i].Type.Linkable() || mounted[i] {
 			continue
 		}
 		if st := &c.states[i]; st.Nlink > 1 {
@@ -126,7 +126,9 @@ func (c *capture) group(mounted []bool) (files []int, links map[int]int) {
 			}
 			first[k] = i
 		}
-		files = append(files, i)
+		if c.entries[i].Type == entry.File {
+			files = append(files, i)
+		}
 	}
 	return files, links
 }

@@ -24,7 +24,7 @@ const newFile = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | u
 func (w *writer) whole(dirfd int, name string, e *entry.Entry, data []byte) error {
 	// Nobody can open it meanwhile: the directories above are 0700 until the end.
 	mode := uint32(0600)
-	if e.Mode&^0777 == 0 && e.Mode&w.mask == 0 {
+	if e.Mode&^0777 == 0 && e.Mode&w.mask == 0 && len(e.Xattrs) == 0 { // user.* wants write permission (xattr(7))
 		mode = e.Mode
 	}
 	fd, err := unix.Openat(dirfd, name, newFile, mode)

@@ -92,6 +92,7 @@ func TestTorture(t *testing.T) {
 		OnWritten: func(p string, st entry.Stat) { mu.Lock(); defer mu.Unlock(); states[p] = st },
 		Progress:  func(b, n int64) { mu.Lock(); defer mu.Unlock(); bytes, entries = max(bytes, b), max(entries, n) },
 	}))
+	torture.Same(t, src, dst) // first: what was reserved and then read shows as data
 	rsyncSame(t, src, dst)
 	again, _ := captureDir(t, dst, CaptureOptions{})
 	if again.ID() != m.ID() {
@@ -205,7 +206,11 @@ func TestTreesDeeperThanPathMax(t *testing.T) {
 	at, err := unix.Open(src, unix.O_PATH|unix.O_DIRECTORY, 0)
 	must(t, err)
 	name := strings.Repeat("n", 200)
-	for range 30 {
+	for i := range 30 {
+		if i == 20 { // 4,095 bytes below the top, and one more
+			must(t, unix.Symlinkat("x", at, strings.Repeat("l", 4095-20*201)))
+			must(t, unix.Mknodat(at, strings.Repeat("m", 4096-20*201), unix.S_IFIFO|0640, 0))
+		}
 		must(t, unix.Mkdirat(at, name, 0700))
 		next, err := unix.Openat(at, name, unix.O_PATH|unix.O_DIRECTORY, 0)
 		must(t, err)
@@ -216,12 +221,17 @@ func TestTreesDeeperThanPathMax(t *testing.T) {
 	fd, err := unix.Openat(at, "f", unix.O_CREAT|unix.O_WRONLY, 0600)
 	must(t, err)
 	must(t, pwrite(fd, noise(1, 300<<10), 0))
+	must(t, unix.Fsetxattr(fd, "user.deep", []byte("x"), 0))
 	unix.Close(fd)
+	must(t, unix.Linkat(at, "f", at, "g", 0))
+	must(t, unix.Symlinkat("f", at, "s"))
+	must(t, unix.Linkat(at, "s", at, "t", 0))
 	m, s := into(t, src)
 	if p := m.Entries[len(m.Entries)-1].Path; len(p) < 5000 {
 		t.Fatalf("path of %d bytes", len(p))
 	}
 	must(t, Write(t.Context(), dst, m, s, WriteOptions{}))
+	torture.Same(t, src, dst)
 	if again, _ := captureDir(t, dst, CaptureOptions{}); again.ID() != m.ID() {
 		t.Error("another tree")
 	}

@@ -65,6 +65,7 @@ type writer struct {
 
 	lostMu sync.Mutex
 	lost   map[string]*lostKind
+	unmade map[string]bool // devices that are not permitted: their further names neither
 }
 
 type lostKind struct {
@@ -78,7 +79,7 @@ func newWriter(root int, m *manifest.Manifest, o *WriteOptions) *writer {
 		o.Lossy = true
 	}
 	w := &writer{root: root, m: m, o: o, mask: umask(), dirs: newDirCache(root),
-		groups: map[string]bool{}, lost: map[string]*lostKind{},
+		groups: map[string]bool{}, lost: map[string]*lostKind{}, unmade: map[string]bool{},
 		me: entry.Entry{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())}}
 	for i := range m.Entries {
 		if l := m.Entries[i].Link; l != "" {
@@ -247,6 +248,9 @@ func (w *writer) other(e *entry.Entry) error {
 		err = unix.Mknodat(parent.fd, name, unix.S_IFBLK|0600, int(unix.Mkdev(e.Major, e.Minor)))
 	}
 	if err != nil && w.tolerable(err) && (e.Type == entry.CharDevice || e.Type == entry.BlockDevice) {
+		w.lostMu.Lock()
+		w.unmade[e.Path] = true
+		w.lostMu.Unlock()
 		return w.meta(e.Path, &entry.MetaError{What: "device", Err: err})
 	}
 	if err != nil {
@@ -268,6 +272,12 @@ func (w *writer) links(ctx context.Context) error {
 		}
 		if err := ctx.Err(); err != nil {
 			return err
+		}
+		if w.unmade[e.Link] {
+			if err := w.meta(e.Path, &entry.MetaError{What: "device", Err: unix.EPERM}); err != nil {
+				return err
+			}
+			continue
 		}
 		if err := w.link(e); err != nil {
 			return fmt.Errorf("link %q to %q: %w", e.Path, e.Link, err)

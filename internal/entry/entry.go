@@ -16,6 +16,9 @@ const (
 	FIFO
 )
 
+// Linkable reports whether entries of this type can have several names.
+func (t Type) Linkable() bool { return t != Dir }
+
 // Entry is one entry of a tree. Path is relative to the top of the tree,
 // slash-separated, raw bytes (not necessarily UTF-8); the top itself is ".".
 type Entry struct {
@@ -34,9 +37,10 @@ type Entry struct {
 	// Xattrs are sorted by name; POSIX ACLs, capabilities and labels are among them.
 	Xattrs []Xattr
 
-	// Link, when not empty, is the path of an earlier File entry of the same
-	// tree (in tree order) that this name is a hard link to. Such an entry
-	// repeats the metadata of the first, and has neither Holes nor Chunks.
+	// Link, when not empty, is the path of an earlier entry of the same tree
+	// (in tree order) that this name is a hard link to: anything but a
+	// directory. Such an entry repeats the type, metadata, target and numbers
+	// of the first, and has neither Holes nor Chunks.
 	Link string
 
 	// Holes of a sparse file, sorted, not touching. Chunks hold the bytes

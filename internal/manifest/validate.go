@@ -89,8 +89,10 @@ func checkEntry(e *entry.Entry) error {
 		return errors.New("a target belongs to a symbolic link, which has one")
 	case len(e.Target) > MaxTarget || strings.IndexByte(e.Target, 0) >= 0:
 		return errors.New("impossible target")
-	case e.Type != entry.File && (e.Size != 0 || e.Link != "" || e.Holes != nil || e.Chunks != nil):
+	case e.Type != entry.File && (e.Size != 0 || e.Holes != nil || e.Chunks != nil):
 		return errors.New("content on what is no file")
+	case e.Link != "" && !e.Type.Linkable():
+		return errors.New("a directory that is a hard link")
 	}
 	if err := checkXattrs(e.Xattrs); err != nil {
 		return err
@@ -181,9 +183,9 @@ func (m *Manifest) checkLink(i int) error {
 	switch {
 	case !ok:
 		return fmt.Errorf("link to %q, which is not there", clip(e.Link))
-	case to.Type != entry.File || to.Link != "":
-		return fmt.Errorf("link to %q, which is not the first name of a file", clip(e.Link))
-	case to.Size != e.Size || !entry.SameMeta(to, e):
+	case to.Type != e.Type || to.Link != "":
+		return fmt.Errorf("link to %q, which is not the first name of such an entry", clip(e.Link))
+	case to.Size != e.Size || to.Target != e.Target || to.Major != e.Major || to.Minor != e.Minor || !entry.SameMeta(to, e):
 		return fmt.Errorf("link to %q, whose metadata is different", clip(e.Link))
 	}
 	return nil

@@ -71,6 +71,9 @@ func Tree(t testing.TB, dir string) {
 	}
 	must(t, os.Link(filepath.Join(dir, "sizes/0"), filepath.Join(dir, "links/empty")))
 	must(t, unix.Mkfifo(filepath.Join(dir, "fifo"), 0640))
+	for from, to := range map[string]string{"broken": "links/symlink", "longlink": "zlonglink", "fifo": "links/fifo"} {
+		must(t, os.Link(filepath.Join(dir, from), filepath.Join(dir, to))) // linkat(2) does not follow
+	}
 	sparse(t, filepath.Join(dir, "sparse"))
 	many := filepath.Join(dir, "many")
 	must(t, os.Mkdir(many, 0755))
@@ -134,11 +137,18 @@ func asRoot(t testing.TB, dir string) {
 	must(t, unix.Mknod(p("null"), unix.S_IFCHR|0666, int(unix.Mkdev(1, 3))))
 	must(t, unix.Mknod(p("disk"), unix.S_IFBLK|0660, int(unix.Mkdev(259, 70000))))
 	must(t, unix.Mknod(p("whiteout"), unix.S_IFCHR|0, 0))
+	must(t, os.Link(p("null"), p("links/null")))
+	must(t, os.Link(p("disk"), p("links/disk")))
 	capability := "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 	must(t, os.Lchown(p("sizes/65536"), 5, 5))
 	must(t, unix.Setxattr(p("sizes/65536"), "security.capability", []byte(capability), 0))
 	must(t, unix.Setxattr(p("sizes/65536"), "trusted.x", []byte("y"), 0))
 	must(t, unix.Lsetxattr(p("broken"), "trusted.link", []byte("y"), 0))
+	for _, name := range []string{"broken", "empty", "sizes/1", "fifo", "null", "."} {
+		if err := unix.Lsetxattr(p(name), "security.selinux", []byte("system_u:object_r:etc_t:s0\x00"), 0); err != nil {
+			t.Logf("no labels here: %v", err)
+		}
+	}
 	// A default ACL, which what is made in the directory must not inherit.
 	for _, args := range [][]string{
 		{"-m", "u:1000:rwx,d:u:1001:rx,d:g:7:w", p("empty")}, {"-m", "u:1000:r,m::r", p("sizes/1")}, {"-m", "d:u:44:rwx", p("many")},
