@@ -48,6 +48,13 @@ func (d *dying) Create(ctx context.Context) (Upload, error) {
 	return &dyingUpload{u, d}, err
 }
 
+func (d *dying) Remove(ctx context.Context, name string) error {
+	if err := d.step(); err != nil {
+		return err
+	}
+	return d.Backend.Remove(ctx, name)
+}
+
 type dyingUpload struct {
 	Upload
 	d *dying

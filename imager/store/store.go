@@ -152,23 +152,6 @@ func newDecoder(parallel int, limit uint64) (*zstd.Decoder, error) {
 	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(parallel), zstd.WithDecoderMaxMemory(limit))
 }
 
-// Lock keeps others from removing what the caller is about to refer to
-// (shared: captures, pushes), or keeps everybody else out (exclusive: prune).
-// It waits until ctx ends. A capture holds it from before it asks what is
-// missing until its name is set.
-func (s *Store) Lock(ctx context.Context, exclusive bool) (release func(), err error) {
-	release, err = s.b.Lock(ctx, exclusive)
-	if err != nil {
-		return nil, fmt.Errorf("lock store: %w", err)
-	}
-	// What was removed while others held it must not be relied upon.
-	if err := s.Refresh(ctx); err != nil {
-		release()
-		return nil, err
-	}
-	return release, nil
-}
-
 // The names of objects.
 func packName(id digest.ID) string  { h := id.String(); return "packs/" + h[:2] + "/" + h }
 func indexName(id digest.ID) string { return "index/" + id.String() }

@@ -23,7 +23,8 @@ import (
 // the next NewWriter after a crash. It is safe for concurrent use, and
 // several Writers of several processes may work on one store.
 type Writer struct {
-	s *Store
+	s     *Store
+	again bool // store also what the store has: for a prune, which removes that
 
 	mu     sync.Mutex
 	seen   map[digest.ID]struct{}
@@ -103,7 +104,7 @@ func (w *Writer) Put(ctx context.Context, id digest.ID, data []byte) error {
 	}
 	w.stats.Chunks++
 	w.stats.Bytes += int64(len(data))
-	if _, ok := w.seen[id]; ok || w.s.has(id) {
+	if _, ok := w.seen[id]; ok || !w.again && w.s.has(id) {
 		return nil
 	}
 	w.seen[id] = struct{}{}
