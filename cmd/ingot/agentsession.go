@@ -36,6 +36,10 @@ func (s *agentSession) Close() error {
 	return errors.Join(s.proc.WriteCloser.Close(), s.ssh.Close())
 }
 
+// hangUp ends the agent's input: it stops before its switch, or finishes that,
+// and says so.
+func (s *agentSession) hangUp() { s.proc.WriteCloser.Close() }
+
 // explain adds what the agent said on its standard error to an end of stream
 // that says nothing, and the exit code to what the node does not have.
 func (s *agentSession) explain(err error) error {

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
+	"os"
 	"os/exec"
 	"sync"
 	"time"
@@ -10,6 +12,7 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
+	"golang.org/x/term"
 
 	"ingot/imager/wire"
 )
@@ -17,47 +20,105 @@ import (
 // size renders bytes for people.
 func size(n int64) string { return humanize.Bytes(uint64(max(n, 0))) }
 
-// bar shows the progress of one long piece of work: a line that moves on a
-// terminal, and elsewhere a line every five seconds.
-type bar struct {
-	// config
-	p     *program
-	label string
+// screen is where several pieces of work at once are watched: on a terminal a
+// line that moves for each that is active, and what is said above them.
+// Elsewhere a line every five seconds for each.
+type screen struct {
+	p *program
 
-	// state
 	mu    sync.Mutex
-	group *mpb.Progress
-	line  *mpb.Bar
-	task  string
-	last  time.Time
+	group *mpb.Progress // nil where no terminal is, and after the end
 }
 
-func (p *program) bar() *bar { return &bar{p: p} }
+func (p *program) screen() *screen {
+	s := &screen{p: p}
+	if p.terminal() {
+		s.group = mpb.New(mpb.WithOutput(p.Stderr), mpb.WithWidth(40))
+	}
+	return s
+}
 
-// barOf is a bar for one node.
-func (p *program) barOf(node string) *bar { return &bar{p: p, label: node + ": "} }
+// say tells the person something on the side.
+func (s *screen) say(format string, args ...any) {
+	s.write(s.p.Stderr, fmt.Sprintf(format+"\n", args...))
+}
+
+// answer writes to standard output.
+func (s *screen) answer(text string) { s.write(s.p.Stdout, text) }
+
+func (s *screen) write(w io.Writer, text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f, ok := w.(*os.File); ok && s.group != nil && term.IsTerminal(int(f.Fd())) {
+		if _, err := s.group.Write([]byte(text)); err == nil { // above the lines that move
+			return
+		}
+	}
+	fmt.Fprint(w, text)
+}
+
+// end removes the lines that move.
+func (s *screen) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.group != nil {
+		s.group.Shutdown()
+		s.group = nil
+	}
+}
+
+// bar shows the progress of one piece of work.
+type bar struct {
+	// config
+	screen *screen
+	label  string
+	place  int // among the lines
+	alone  bool
+
+	// state
+	mu   sync.Mutex
+	line *mpb.Bar
+	task string
+	last time.Time
+}
+
+// bar is a line of the screen.
+func (s *screen) bar(label string, place int) *bar {
+	return &bar{screen: s, label: label, place: place}
+}
+
+// bar is a screen for one piece of work alone.
+func (p *program) bar() *bar { return &bar{screen: p.screen(), alone: true} }
 
 func (b *bar) show(w wire.Progress) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.p.terminal() {
+	if b.screen.group == nil {
 		if w.Task != b.task || time.Since(b.last) > 5*time.Second {
 			b.task, b.last = w.Task, time.Now()
-			b.p.say("%s%s", b.label, plainProgress(w))
+			b.screen.say("%s%s", b.label, plainProgress(w))
 		}
 		return
 	}
 	if w.Task != b.task {
 		b.stop()
 		b.task = w.Task
-		b.group = mpb.New(mpb.WithOutput(b.p.Stderr), mpb.WithWidth(40))
-		b.line = b.group.AddBar(w.Total, mpb.PrependDecorators(decor.Name(b.label+w.Task+" ")),
-			mpb.AppendDecorators(decor.CountersKibiByte("% .0f / % .0f"), decor.Name("  "), decor.AverageSpeed(decor.SizeB1024(0), "% .0f"), decor.Name("  "), decor.AverageETA(decor.ET_STYLE_GO)))
+		b.line = b.begin(w)
 	}
 	if w.Total > 0 {
 		b.line.SetTotal(w.Total, false)
 	}
 	b.line.SetCurrent(w.Done)
+}
+
+// begin adds a line for a task: a bar where it is known how much there is to do.
+func (b *bar) begin(w wire.Progress) *mpb.Bar {
+	place, name := mpb.BarPriority(b.place), mpb.PrependDecorators(decor.Name(b.label+w.Task+" ", decor.WCSyncSpaceR))
+	if w.Total == 0 {
+		return b.screen.group.AddSpinner(0, place, name)
+	}
+	return b.screen.group.AddBar(w.Total, place, name, mpb.AppendDecorators(decor.CountersKibiByte("% .0f / % .0f"), decor.Name("  "),
+		decor.AverageSpeed(decor.SizeB1024(0), "% .0f"), decor.Name("  "), decor.AverageETA(decor.ET_STYLE_GO)))
 }
 
 func plainProgress(w wire.Progress) string {
@@ -70,13 +131,18 @@ func plainProgress(w wire.Progress) string {
 	return w.Task
 }
 
+// at reports whether a task is the present one.
+func (b *bar) at(task string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.task == task
+}
+
 func (b *bar) stop() {
-	if b.line == nil {
-		return
+	if b.line != nil {
+		b.line.Abort(true)
+		b.line = nil
 	}
-	b.line.SetTotal(-1, true)
-	b.group.Wait()
-	b.line, b.group = nil, nil
 }
 
 func (b *bar) end() {
@@ -84,6 +150,9 @@ func (b *bar) end() {
 	defer b.mu.Unlock()
 	b.stop()
 	b.task = ""
+	if b.alone {
+		b.screen.end()
+	}
 }
 
 // commandContext is exec.CommandContext with a tool that is asked to end

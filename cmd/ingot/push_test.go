@@ -4,32 +4,41 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
-// What happened to the last node says how a verb over several nodes ends.
+// What happened to the nodes says how a verb over several of them ends.
 func TestEndingOfSeveralNodes(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	broken := ofNode("n2", errors.New(`node "n2" has no address`))
+	done, left := outcome{Node: "n1", State: stateDone}, outcome{Node: "n3", State: stateNotTried}
+	same := outcome{Node: "n4", State: stateUnchanged}
+	broken := outcome{Node: "n2", State: stateFailed, err: ofNode("n2", errors.New(`node "n2" has no address`))}
+	cut := outcome{Node: "n2", State: stateInterrupted, err: ofNode("n2", context.Canceled)}
 	for _, tc := range []struct {
-		name string
-		ctx  context.Context
-		all  int
-		last error
-		code int
-		text string // of the error; "" is none
-		said string
+		name    string
+		ctx     context.Context
+		results []outcome
+		code    int
+		text    string // of the error; "" is none
+		said    string
 	}{
-		{"all are well", t.Context(), 2, nil, exitDone, "", ""},
-		{"the only one failed", t.Context(), 1, broken, exitFailed, `node "n2" has no address`, ""},
-		{"one of three failed", t.Context(), 3, broken, exitSome, `node "n2" has no address; 1 of 3 nodes were not tried`, ""},
-		{"interrupted", ctx, 3, ofNode("n2", errors.New("the connection broke")), exitInterrupted, "interrupted", `interrupted at node "n2": the connection broke; 1 of 3 nodes done before, 1 not tried`},
+		{"all are well", t.Context(), []outcome{done, same}, exitDone, "", ""},
+		{"the only one failed", t.Context(), []outcome{broken}, exitFailed, `node "n2" has no address`, ""},
+		{"one of three failed", t.Context(), []outcome{done, broken, left}, exitSome, "1 node failed (n2): 1 done, 1 failed, 1 not tried", ""},
+		{"interrupted", ctx, []outcome{done, cut, left}, exitInterrupted, "interrupted", "1 done, 1 interrupted, 1 not tried"},
+		{"interrupted and failed", ctx, []outcome{same, broken, cut, left}, exitInterrupted, "interrupted", "1 unchanged, 1 interrupted, 1 failed, 1 not tried"},
+		{"the only one interrupted", ctx, []outcome{cut}, exitInterrupted, "interrupted", ""},
+		{"interrupted when all was over", ctx, []outcome{done, same}, exitDone, "", ""},
 	} {
 		var said strings.Builder
 		p := &program{Stdout: io.Discard, Stderr: &said}
-		err := p.ending(tc.ctx, []outcome{{Node: "n1"}, {Node: "n2", err: tc.last}}, tc.all)
+		err := p.ending(tc.ctx, tc.results)
 		var text string
 		var code int
 		if err != nil {
@@ -37,6 +46,54 @@ func TestEndingOfSeveralNodes(t *testing.T) {
 		}
 		if code != tc.code || text != tc.text || strings.TrimSpace(said.String()) != tc.said {
 			t.Errorf("%s: exit %d %q, said %q", tc.name, code, text, said.String())
+		}
+	}
+}
+
+// The pool begins in order, has no more than its number under way, begins
+// nothing after a failure or an interrupt, and waits for what it began.
+func TestPool(t *testing.T) {
+	run := func(ctx context.Context, n, parallel, fails int) (begun []int, ended, most int) {
+		synctest.Test(t, func(*testing.T) { // time passes when nobody can go on
+			var mu sync.Mutex
+			count := func(fn func()) { mu.Lock(); defer mu.Unlock(); fn() }
+			now := 0
+			inPool(ctx, n, parallel, func(i int) bool {
+				count(func() { begun = append(begun, i); now++; most = max(most, now) })
+				if i != fails {
+					time.Sleep(time.Hour)
+				}
+				count(func() { now--; ended++ })
+				return i != fails
+			})
+		})
+		slices.Sort(begun)
+		return begun, ended, most
+	}
+	dead, cancel := context.WithCancel(context.Background())
+	cancel()
+	for _, tc := range []struct {
+		name               string
+		ctx                context.Context
+		n, parallel, fails int
+		begun, most        int
+	}{
+		{"all", context.Background(), 50, 4, -1, 50, 4},
+		{"the second fails", context.Background(), 50, 4, 1, 4, 4},
+		{"one at a time, the third fails", context.Background(), 50, 1, 2, 3, 1},
+		{"interrupted before", dead, 50, 4, -1, 0, 0},
+		{"more places than nodes", context.Background(), 2, 100, -1, 2, 2},
+	} {
+		begun, ended, most := run(tc.ctx, tc.n, tc.parallel, tc.fails)
+		if len(begun) > 0 && begun[len(begun)-1] != len(begun)-1 {
+			t.Errorf("%s: begun out of order: %v", tc.name, begun)
+		}
+		// Whoever is quick takes its next before the failure is known.
+		if tc.fails == 1 && len(begun) >= 2 && len(begun) <= 4 && ended == len(begun) {
+			continue
+		}
+		if len(begun) != tc.begun || ended != tc.begun || most != tc.most {
+			t.Errorf("%s: %d begun, %d ended, %d at once; want %d, %d at once", tc.name, len(begun), ended, most, tc.begun, tc.most)
 		}
 	}
 }
