@@ -341,17 +341,26 @@ class Store:
         word = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
         must(re.fullmatch(f"{word}:{word}", f"{name}:{tag}"), f"{image!r} is no name of an image")
         try:
-            record = json.loads((self.top / "names" / name / tag).read_bytes())
+            data = (self.top / "names" / name / tag).read_bytes()
+            record = json.loads(data)
         except FileNotFoundError:
             raise Damaged(f"there is no image {name}:{tag}") from None
         except ValueError as e:
             raise Damaged(f"the name {name}:{tag}: {e}") from None
         must(isinstance(record, dict) and re.fullmatch("[0-9a-f]{64}", str(record.get("digest"))), f"the name {name}:{tag} has no digest")
+        if "check" in record:
+            check = str(record["check"]).encode()
+            must(len(check) == 64, f"the name {name}:{tag} has a check that is none")
+            before, _, after = data.rpartition(check)
+            must(digest(before + b"0" * 64 + after).hex() == record["check"], f"the name {name}:{tag} does not fit its check")
         return record
 
     def manifest(self, name):
         frame = (self.top / "manifests" / name[:2] / f"{name}.zst").read_bytes()
         try:
+            if frame[-40:-32] == b"\x50\x2a\x4d\x18\x20\0\0\0":
+                must(digest(frame[:-40]) == frame[-32:], "it does not fit its check")
+                frame = frame[:-40]
             data = decompress(frame, MAX_MANIFEST)
             must(digest(data).hex() == name, "it has another digest")
             return read_manifest(data)

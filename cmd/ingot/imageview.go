@@ -261,6 +261,9 @@ func (p *program) showReport(rep store.Report, done *repairedView) {
 	for _, id := range done.Packs {
 		fmt.Fprintf(p.Stdout, "OUT OF USE pack %s\n", id)
 	}
+	for _, id := range done.Indexes {
+		fmt.Fprintf(p.Stdout, "WRITTEN AGAIN index %s\n", id)
+	}
 	for _, id := range done.Manifests {
 		fmt.Fprintf(p.Stdout, "OUT OF USE manifest %s\n", id)
 	}
@@ -298,16 +301,20 @@ type reportView struct {
 // that lack something now.
 type repairedView struct {
 	Packs     []digest.ID `json:"packs"`
+	Indexes   []digest.ID `json:"indexes_written_again"`
 	Manifests []digest.ID `json:"manifests"`
 	Images    []string    `json:"incomplete_images"`
 }
 
 func viewRepaired(r store.Repaired) *repairedView {
-	return &repairedView{append([]digest.ID{}, r.Packs...), append([]digest.ID{}, r.Manifests...), append([]string{}, r.Images...)}
+	return &repairedView{
+		Packs: append([]digest.ID{}, r.Packs...), Indexes: append([]digest.ID{}, r.Indexes...),
+		Manifests: append([]digest.ID{}, r.Manifests...), Images: append([]string{}, r.Images...),
+	}
 }
 
 type damageView struct {
-	Object string   `json:"object"` // pack, manifest or name
+	Object string   `json:"object"` // pack, index, manifest or name
 	ID     string   `json:"id"`
 	Error  string   `json:"error"`
 	Chunks int      `json:"lost_chunks"`

@@ -51,7 +51,7 @@ var ErrMissing = errors.New("not in the store")
 
 // CorruptError is content that is not what its digest says.
 type CorruptError struct {
-	ID    digest.ID // what should be there
+	ID    digest.ID // what should be there; zero when nothing tells
 	Got   digest.ID // what is; zero when it could not even be decoded
 	Where string    // object and offset
 	Err   error     // what decoding said, if it failed
@@ -59,6 +59,8 @@ type CorruptError struct {
 
 func (e *CorruptError) Error() string {
 	switch {
+	case e.ID.IsZero():
+		return fmt.Sprintf("corrupt %s: %v", e.Where, e.Err)
 	case e.Err != nil:
 		return fmt.Sprintf("corrupt %s: %s: %v", e.ID.Short(), e.Where, e.Err)
 	case e.Got.IsZero():

@@ -178,27 +178,32 @@ func (s *Store) loadPack(ctx context.Context, id digest.ID) (*pack, error) {
 		return newPack(id, frames), nil
 	}
 	slogx.Or(s.Log).Warn("index of a pack is damaged, reading the pack's own", "pack", id.Short(), slogx.Err, err)
-	block, err := s.ownBlock(ctx, id)
+	_, frames, err = s.ownBlock(ctx, id)
 	if errors.Is(err, ErrMissing) {
 		return nil, &CorruptError{ID: id, Where: indexName(id), Err: err}
 	}
 	if err != nil {
 		return nil, err
 	}
-	if frames, err = decodeBlock(block); err != nil {
-		return nil, &CorruptError{ID: id, Where: packName(id) + ", index", Err: err}
-	}
 	return newPack(id, frames), nil
 }
 
-// ownBlock reads the index block at the end of a pack.
-func (s *Store) ownBlock(ctx context.Context, id digest.ID) ([]byte, error) {
+// ownBlock reads the index block at the end of a pack, and decodes it.
+func (s *Store) ownBlock(ctx context.Context, id digest.ID) ([]byte, []frame, error) {
 	o, err := s.b.Open(ctx, packName(id))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer o.Close()
-	return readBlock(o, id)
+	block, err := readBlock(o, id)
+	if err != nil {
+		return nil, nil, err
+	}
+	frames, err := decodeBlock(block)
+	if err != nil {
+		return nil, nil, &CorruptError{ID: id, Where: packName(id) + ", index", Err: err}
+	}
+	return block, frames, nil
 }
 
 func readBlock(o Object, id digest.ID) ([]byte, error) {
@@ -253,10 +258,7 @@ func (s *Store) reindex(ctx context.Context) (int, error) {
 		if there[id.String()] {
 			continue
 		}
-		block, err := s.ownBlock(ctx, id)
-		if err == nil {
-			_, err = decodeBlock(block)
-		}
+		block, _, err := s.ownBlock(ctx, id)
 		if err != nil {
 			slogx.Or(s.Log).Warn("a pack without a readable index", "pack", id.Short(), slogx.Err, err)
 			continue

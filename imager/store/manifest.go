@@ -35,7 +35,7 @@ func (s *Store) PutManifest(ctx context.Context, m *manifest.Manifest) (digest.I
 	if _, err := s.RawManifest(ctx, id); err == nil {
 		return id, nil
 	}
-	if err := s.b.Put(ctx, manifestName(id), s.enc.EncodeAll(raw, nil)); err != nil {
+	if err := s.b.Put(ctx, manifestName(id), appendCheck(s.enc.EncodeAll(raw, nil))); err != nil {
 		return digest.ID{}, fmt.Errorf("store manifest: %w", err)
 	}
 	return id, nil
@@ -54,7 +54,7 @@ func (s *Store) Manifest(ctx context.Context, id digest.ID) (*manifest.Manifest,
 	return m, nil
 }
 
-// RawManifest returns a manifest as it is stored, one zstd frame, for whoever
+// RawManifest returns a manifest as it is stored, compressed, for whoever
 // sends it on. It is checked all the same.
 func (s *Store) RawManifest(ctx context.Context, id digest.ID) ([]byte, error) {
 	stored, _, err := s.readManifest(ctx, id)
@@ -81,7 +81,10 @@ func UnpackManifest(id digest.ID, stored []byte) ([]byte, error) {
 		return nil, err
 	}
 	defer dec.Close()
-	raw, err := dec.DecodeAll(stored, nil)
+	var raw []byte
+	if err = checkStored(stored); err == nil {
+		raw, err = dec.DecodeAll(stored, nil)
+	}
 	if err != nil {
 		return nil, &CorruptError{ID: id, Where: manifestName(id), Err: err}
 	}
@@ -89,6 +92,29 @@ func UnpackManifest(id digest.ID, stored []byte) ([]byte, error) {
 		return nil, &CorruptError{ID: id, Got: got, Where: manifestName(id)}
 	}
 	return raw, nil
+}
+
+// checkHead begins the skippable frame (RFC 8878, 3.1.2) that holds the digest
+// of the frame before it: most flipped bits of a frame change what it decodes
+// to, but not all.
+const checkHead = "\x50\x2a\x4d\x18\x20\x00\x00\x00"
+
+func appendCheck(stored []byte) []byte {
+	sum := digest.Of(stored)
+	return append(append(stored, checkHead...), sum[:]...)
+}
+
+// checkStored compares a stored manifest with its check, where it has one:
+// at first, they had none.
+func checkStored(stored []byte) error {
+	at := len(stored) - len(checkHead) - digest.Size
+	if at < 0 || string(stored[at+1:at+len(checkHead)]) != checkHead[1:] {
+		return nil // no frame, or one that cannot be decoded
+	}
+	if stored[at] != checkHead[0] || digest.Of(stored[:at]) != digest.ID(stored[at+len(checkHead):]) {
+		return errors.New("its check does not fit")
+	}
+	return nil
 }
 
 // Manifests lists the manifests of the store.

@@ -259,13 +259,9 @@ func (p *Prune) fate(ctx context.Context, id digest.ID, indexed bool, grace time
 
 // ownPack knows a pack by its own index.
 func (s *Store) ownPack(ctx context.Context, id digest.ID) (*pack, error) {
-	block, err := s.ownBlock(ctx, id)
+	_, frames, err := s.ownBlock(ctx, id)
 	if err != nil {
 		return nil, err
-	}
-	frames, err := decodeBlock(block)
-	if err != nil {
-		return nil, &CorruptError{ID: id, Where: packName(id) + ", index", Err: err}
 	}
 	return newPack(id, frames), nil
 }

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -92,11 +91,11 @@ func (s *Store) SetRef(ctx context.Context, r Ref, img Image) error {
 		img.Created = time.Now()
 	}
 	img.Created = img.Created.UTC().Truncate(time.Second)
-	raw, err := json.MarshalIndent(img, "", "  ")
+	raw, err := encodeRecord(img)
 	if err != nil {
 		return fmt.Errorf("name image %q: %w", r, err)
 	}
-	if err := s.b.Put(ctx, r.object(), append(raw, '\n')); err != nil {
+	if err := s.b.Put(ctx, r.object(), raw); err != nil {
 		return fmt.Errorf("name image %q: %w", r, err)
 	}
 	return nil
@@ -111,12 +110,9 @@ func (s *Store) Ref(ctx context.Context, r Ref) (Image, error) {
 	if err != nil {
 		return Image{}, fmt.Errorf("image %q: %w", r, err)
 	}
-	var img Image
-	if err := json.Unmarshal(raw, &img); err != nil {
-		return Image{}, fmt.Errorf("image %q: %w", r, err)
-	}
-	if img.Digest.IsZero() {
-		return Image{}, fmt.Errorf("image %q: its record has no digest", r)
+	img, err := decodeRecord(raw)
+	if err != nil {
+		return Image{}, fmt.Errorf("image %q: %w", r, &CorruptError{ID: img.Digest, Where: r.object(), Err: err})
 	}
 	return img, nil
 }

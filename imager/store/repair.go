@@ -15,6 +15,7 @@ import (
 // Repaired says what Repair did.
 type Repaired struct {
 	Packs     []digest.ID // taken out of use
+	Indexes   []digest.ID // packs whose index files were written again
 	Manifests []digest.ID // taken out of use
 	Images    []string    // names that lack something now: to be captured or built again
 }
@@ -22,18 +23,29 @@ type Repaired struct {
 // Repair takes out of use what a report found damaged, so that a capture
 // stores it anew: packs, manifests that cannot be read, and manifests without
 // a name that lack chunks. The files stay beside the others under damaged/.
+// Damaged index files are written again from their packs.
 // The caller holds the exclusive lock since before the report was made.
 func (s *Store) Repair(ctx context.Context, r Report) (Repaired, error) {
 	var out Repaired
 	for _, d := range r.Damage {
 		id, err := digest.Parse(d.ID)
-		if d.Object != "pack" || err != nil {
-			continue
+		switch {
+		case err != nil: // a name
+		case d.Object == "pack":
+			if err := s.Quarantine(ctx, id); err != nil {
+				return out, fmt.Errorf("repair: %w", err)
+			}
+			out.Packs = append(out.Packs, id)
+		case d.Object == "index":
+			block, _, err := s.ownBlock(ctx, id)
+			if err == nil {
+				err = s.b.Put(ctx, indexName(id), block)
+			}
+			if err != nil {
+				return out, fmt.Errorf("repair: index of pack %s: %w", id.Short(), err)
+			}
+			out.Indexes = append(out.Indexes, id)
 		}
-		if err := s.Quarantine(ctx, id); err != nil {
-			return out, fmt.Errorf("repair: %w", err)
-		}
-		out.Packs = append(out.Packs, id)
 	}
 	if err := s.Refresh(ctx); err != nil {
 		return out, fmt.Errorf("repair: %w", err)

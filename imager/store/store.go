@@ -7,6 +7,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -55,6 +56,11 @@ type config struct {
 }
 
 const configName = "config.json"
+
+func (c config) encode() ([]byte, error) {
+	raw, err := json.MarshalIndent(c, "", "  ")
+	return append(raw, '\n'), err
+}
 
 // Open opens the store in dir. A directory without one gives ErrMissing.
 func Open(dir string) (*Store, error) {
@@ -111,6 +117,9 @@ func OpenBackend(ctx context.Context, b Backend) (*Store, error) {
 	case c.Chunker != chunk.Default():
 		return nil, fmt.Errorf("the store cuts files as %+v, this program as %+v", c.Chunker, chunk.Default())
 	}
+	if want, err := c.encode(); err != nil || !bytes.Equal(raw, want) {
+		return nil, &CorruptError{Where: configName, Err: errors.New("it has other bytes than a store of this version begins with")}
+	}
 	return newStore(b)
 }
 
@@ -123,11 +132,11 @@ func InitBackend(ctx context.Context, b Backend) (*Store, error) {
 	} else if !errors.Is(err, ErrMissing) {
 		return nil, err
 	}
-	raw, err := json.MarshalIndent(c, "", "  ")
+	raw, err := c.encode()
 	if err != nil {
 		return nil, err
 	}
-	if err := b.Put(ctx, configName, append(raw, '\n')); err != nil {
+	if err := b.Put(ctx, configName, raw); err != nil {
 		return nil, err
 	}
 	return newStore(b)

@@ -31,7 +31,7 @@ type Report struct {
 
 // Damage is one object that is not what it should be.
 type Damage struct {
-	Object string // "pack", "manifest" or "name"
+	Object string // "pack", "index" (of a pack), "manifest" or "name"
 	ID     string // digest, or the name
 	Err    error
 	Chunks []digest.ID // of a pack: those that cannot be read
@@ -223,10 +223,7 @@ func (v *verifier) unreadable(ctx context.Context) error {
 		if bad[id] != nil || known[id] != nil {
 			continue
 		}
-		block, err := v.s.ownBlock(ctx, id)
-		if err == nil {
-			_, err = decodeBlock(block)
-		}
+		_, _, err := v.s.ownBlock(ctx, id)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -309,6 +306,10 @@ func (v *verifier) pack(ctx context.Context, p *pack, old string) (stamp string,
 		v.damaged(Damage{Object: "pack", ID: p.id.String(), Err: err, Chunks: lost})
 		return "", true, nil
 	}
+	if err := v.s.checkIndex(ctx, p); err != nil {
+		v.damaged(Damage{Object: "index", ID: p.id.String(), Err: err})
+		return "", true, nil
+	}
 	again, err := v.s.b.Open(ctx, packName(p.id)) // changed while it was read?
 	if err != nil {
 		return "", true, nil
@@ -318,6 +319,18 @@ func (v *verifier) pack(ctx context.Context, p *pack, old string) (stamp string,
 		stamp = ""
 	}
 	return stamp, true, nil
+}
+
+// checkIndex compares the index file of a good pack with the pack.
+func (s *Store) checkIndex(ctx context.Context, p *pack) error {
+	raw, err := readAll(ctx, s.b, indexName(p.id), maxPack)
+	if err == nil && !bytes.Equal(raw, appendBlock(nil, p.frames)) {
+		err = &CorruptError{ID: p.id, Where: indexName(p.id), Err: errors.New("it is not the pack's own")}
+	}
+	if errors.Is(err, ErrMissing) { // removed meanwhile
+		return nil
+	}
+	return err
 }
 
 func (p *pack) all() []digest.ID {

@@ -1,0 +1,84 @@
+package store
+
+import (
+	"bytes"
+	"encoding/json"
+	"testing"
+
+	"ingot/internal/digest"
+)
+
+// Any byte of any object, changed in any of some ways, is damage: to the
+// store as a whole, or to Verify.
+func TestEveryFlipIsFound(t *testing.T) {
+	b := NewMemory()
+	s, pack, _ := onePack(t, b)
+	id, err := s.Resolve(t.Context(), "web:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{configName, "names/web/1", manifestName(id), indexName(pack)} {
+		size := len(object(t, b, name))
+		for at := 0; at < size; at += 1 + size/200 {
+			for _, flip := range []byte{1, 0x20, 0xff} {
+				restore := damage(t, b, name, func(b []byte) []byte { b[at] ^= flip; return b })
+				s, err := OpenBackend(t.Context(), b)
+				if err == nil {
+					var r Report
+					if r, err = s.Verify(t.Context(), VerifyOptions{}); err == nil {
+						err = r.Err()
+					}
+				}
+				if err == nil {
+					t.Errorf("%s: byte %d of %d ^ %#x is not found", name, at, size, flip)
+				}
+				restore()
+			}
+		}
+	}
+}
+
+// Stores of before the checks can be read.
+func TestRecordsAndManifestsWithoutChecks(t *testing.T) {
+	b := NewMemory()
+	s, _, _ := onePack(t, b)
+	id, err := s.Resolve(t.Context(), "web:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	damage(t, b, manifestName(id), func(b []byte) []byte { return b[:len(b)-len(checkHead)-digest.Size] })
+	damage(t, b, "names/web/1", func(b []byte) []byte {
+		img, err := decodeRecord(bytes.Clone(b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		old, err := json.MarshalIndent(img, "", "  ")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return old
+	})
+	if r, err := openStore(t, b).Verify(t.Context(), VerifyOptions{}); err != nil || r.Err() != nil {
+		t.Errorf("%v, %v", err, r.Err())
+	}
+}
+
+func TestRepairWritesIndexesAgain(t *testing.T) {
+	b := NewMemory()
+	s, pack, chunks := onePack(t, b)
+	good := object(t, b, indexName(pack))
+	damage(t, b, indexName(pack), func(b []byte) []byte { b[77] ^= 1; return b })
+	s = openStore(t, b)
+	r, err := s.Verify(t.Context(), VerifyOptions{})
+	if err != nil || len(r.Damage) != 1 || r.Damage[0].Object != "index" || r.Damage[0].ID != pack.String() {
+		t.Fatalf("%v, %+v", err, r.Damage)
+	}
+	done, err := s.Repair(t.Context(), r)
+	if err != nil || len(done.Indexes) != 1 || len(done.Packs)+len(done.Manifests)+len(done.Images) != 0 {
+		t.Errorf("%v, %+v", err, done)
+	}
+	if !bytes.Equal(object(t, b, indexName(pack)), good) {
+		t.Error("the index is another")
+	}
+	fetchAll(t, s, chunks)
+}
