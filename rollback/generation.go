@@ -24,6 +24,7 @@ type Generation struct {
 	Manifest digest.ID `json:"manifest"`               // of the as-done manifest
 	Target   digest.ID `json:"target,omitzero"`        // of the target that is kept beside it, see Known
 	Within   Path      `json:"within,omitempty"`       // a part was pushed: which; Image and Overlay say where it is from
+	Exact    bool      `json:"exact,omitempty"`        // the whole tree was the target's: no node-owned and volatile paths
 	Covers   []Path    `json:"covers,omitempty"`       // what the record speaks of; empty: the whole tree
 	Mode     string    `json:"mode"`                   // live, slots, btrfs
 	When     time.Time `json:"when"`                   // when it was switched to

@@ -34,10 +34,8 @@ func (n *Node) Plan(ctx context.Context, t Target) (*Plan, error) {
 	if err != nil {
 		return nil, fmt.Errorf("plan: %w", err)
 	}
-	r := &rules{
-		owned: []pattern.List{pattern.NodeOwned().With(t.NodeOwned)}, volatile: pattern.Volatile(), seed: t.Seed,
-		policy: t.Policy, derived: map[string]bool{},
-	}
+	r := &rules{volatile: volatile(t.Exact), owned: []pattern.List{nodeOwned(t.Exact, t.NodeOwned)}, seed: t.Seed,
+		policy: t.Policy, derived: map[string]bool{}}
 	for _, d := range g.Derived {
 		r.derived[string(d)] = true
 	}
@@ -68,12 +66,28 @@ func (n *Node) Plan(ctx context.Context, t Target) (*Plan, error) {
 	p.Base = g.Number
 	kept := p.Generation.Kept
 	p.Generation = Generation{Image: t.Image, ImageID: t.ImageID, Overlay: t.Overlay, Mode: t.Mode,
-		Within: Path(t.Within), Covers: known.with(top),
+		Within: Path(t.Within), Exact: t.Exact, Covers: known.with(top),
 		By: t.By, Result: "switched", Derived: g.Derived, Kept: kept, Owned: t.NodeOwned.Strings()}
 	if t.Within == "" {
 		p.target = t.Manifest
 	}
 	return p, n.finish(ctx, p, l, s, cache)
+}
+
+// volatile are the paths that nobody looks at.
+func volatile(exact bool) pattern.List {
+	if exact {
+		return pattern.Kept()
+	}
+	return pattern.Volatile()
+}
+
+// nodeOwned are the built-in paths of a node, and those that are its own.
+func nodeOwned(exact bool, own pattern.List) pattern.List {
+	if exact {
+		return own
+	}
+	return pattern.NodeOwned().With(own)
 }
 
 // adopt makes the tree as it is the base where no record speaks of it: on a
@@ -163,14 +177,14 @@ func (n *Node) destination(now Generation, to int) (Generation, error) {
 func (n *Node) planBack(ctx context.Context, g, dest Generation, base, target *index, policy Policy, by string) (*Plan, error) {
 	sc := scopeOf(base, target)
 	var owned []pattern.List
-	for _, texts := range [][]string{g.Owned, dest.Owned} {
-		list, err := pattern.Parse(texts)
+	for _, x := range []*Generation{&g, &dest} {
+		list, err := pattern.Parse(x.Owned)
 		if err != nil {
 			return nil, fmt.Errorf("plan rollback: %w", err)
 		}
-		owned = append(owned, pattern.NodeOwned().With(list))
+		owned = append(owned, nodeOwned(x.Exact, list))
 	}
-	r := &rules{owned: owned, volatile: pattern.Volatile(), policy: policy,
+	r := &rules{owned: owned, volatile: volatile(g.Exact && dest.Exact), policy: policy,
 		derived: map[string]bool{}, only: func(path string) bool { return sc.paths[path] }}
 	cache := n.readCache(g.Number)
 	s := &scanner{n: n, rules: r, base: base, target: target, cache: cache}

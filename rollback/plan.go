@@ -23,6 +23,10 @@ type Target struct {
 	// the record. Of its parents those that are missing are made.
 	Within string
 
+	// Exact says that the whole tree is the target's, as that of a directory
+	// which no system runs from: there are no built-in node-owned and volatile paths.
+	Exact bool
+
 	Image   string    // name:tag
 	ImageID digest.ID // of the image's manifest
 	Overlay digest.ID // of the overlay

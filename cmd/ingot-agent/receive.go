@@ -265,36 +265,14 @@ func some(list []string) []string {
 }
 
 func summary(p *rollback.Plan) wire.Plan {
-	out := wire.Plan{Need: len(p.Need), NeedBytes: p.NeedBytes, From: p.Base, Notes: notes(slices.Concat(p.Notes, p.Blocked))}
-	for _, s := range p.Steps {
-		if s.Kind == rollback.Times {
-			continue // follows from the others
-		}
-		out.Changes = append(out.Changes, wire.Change{Path: s.Path, Kind: s.Kind.String(), Why: why(s)})
+	out := wire.Plan{Need: len(p.Need), NeedBytes: p.NeedBytes, LocalBytes: p.Local(), From: p.Base, Notes: notes(slices.Concat(p.Notes, p.Blocked))}
+	for _, c := range p.Changes() {
+		out.Changes = append(out.Changes, wire.Change{Path: c.Path, Kind: c.Kind.String(), Why: c.Why, OldSize: c.OldSize, NewSize: c.NewSize})
 	}
 	for _, c := range p.Conflicts {
 		out.Conflicts = append(out.Conflicts, wire.Change{Path: c.Path, Kind: string(c.Kind), Why: c.Action.String()})
 	}
 	return out
-}
-
-// why says what differs.
-func why(s rollback.Step) string {
-	if s.Old == nil || s.New == nil {
-		return ""
-	}
-	var out []string
-	add := func(differs bool, what string) {
-		if differs {
-			out = append(out, what)
-		}
-	}
-	add(s.Old.Type != s.New.Type, "type")
-	add(s.Kind == rollback.Replace && s.Old.Type == s.New.Type, "content")
-	add(s.Old.Mode != s.New.Mode, fmt.Sprintf("mode %04o to %04o", s.Old.Mode, s.New.Mode))
-	add(s.Old.UID != s.New.UID || s.Old.GID != s.New.GID, fmt.Sprintf("owner %d:%d to %d:%d", s.Old.UID, s.Old.GID, s.New.UID, s.New.GID))
-	add(s.Old.ModTime != s.New.ModTime, "time")
-	return strings.Join(out, ", ")
 }
 
 func notes(list []rollback.Note) []string {

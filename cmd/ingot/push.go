@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
-	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -123,18 +121,7 @@ func (p *program) decide(c *cli.Context, screen *screen, who string) func(wire.P
 		if !c.Bool("dry-run") || c.Bool("json") {
 			return nil
 		}
-		var b strings.Builder
-		for _, ch := range plan.Changes {
-			fmt.Fprintf(&b, "%s: %-8s %q  %s\n", who, ch.Kind, "/"+ch.Path, ch.Why)
-		}
-		for _, ch := range plan.Conflicts {
-			fmt.Fprintf(&b, "%s: conflict %q: %s on the node: %s\n", who, "/"+ch.Path, ch.Kind, ch.Why)
-		}
-		for _, n := range plan.Notes {
-			fmt.Fprintf(&b, "%s: note     %s\n", who, n)
-		}
-		fmt.Fprintf(&b, "%s: %d changes, %d chunks (%s) to send\n", who, len(plan.Changes), plan.Need, size(plan.NeedBytes))
-		screen.answer(b.String())
+		screen.answer(itemised(who, plan))
 		return nil
 	}
 }

@@ -247,7 +247,7 @@ func (p *program) report(c *cli.Context, screen *screen, out outcome, only bool)
 	case out.State == stateUnchanged:
 		screen.answer(fmt.Sprintf("%s: unchanged, generation %d (%.1f s)\n", who, out.Done.Generation.Number, out.Seconds))
 	default:
-		for _, n := range out.Done.Notes {
+		for _, n := range folded(out.Done.Notes) {
 			screen.say("%s: note: %s", who, n)
 		}
 		screen.answer(fmt.Sprintf("%s: generation %d is %s: %s, %s sent, switched in %.2f s (%.1f s in all)\n", who, out.Done.Generation.Number,

@@ -47,10 +47,12 @@ type Plan struct {
 	Changes   []Change `json:"changes"`
 	Notes     []string `json:"notes,omitempty"` // what is left alone, and why
 	Conflicts []Change `json:"conflicts,omitempty"`
-	Need      int      `json:"need"`              // chunks to send
-	NeedBytes int64    `json:"need_bytes"`        // before compression
-	From      int      `json:"from"`              // generation that runs now
-	Refused   *Error   `json:"refused,omitempty"` // why it will not be carried out
+	Need      int      `json:"need"`       // chunks to send
+	NeedBytes int64    `json:"need_bytes"` // before compression
+	// LocalBytes of what is to be staged are on the node already.
+	LocalBytes int64  `json:"local_bytes"`
+	From       int    `json:"from"`              // generation that runs now
+	Refused    *Error `json:"refused,omitempty"` // why it will not be carried out
 }
 
 // SendPlan sends p as a blob: a change of everything does not fit a frame.
@@ -84,6 +86,9 @@ type Change struct {
 	Path string `json:"path"`
 	Kind string `json:"kind"` // add replace delete meta
 	Why  string `json:"why,omitempty"`
+	// Sizes of the content before and after, in bytes.
+	OldSize int64 `json:"old_size,omitempty"`
+	NewSize int64 `json:"new_size,omitempty"`
 }
 
 // Done is the ending of a push or a rollback.

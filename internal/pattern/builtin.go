@@ -12,6 +12,10 @@ func NodeOwned() List {
 	)
 }
 
+// Kept is what is never ours to compare or delete, in a tree that is all the
+// image's: ingot's own state, and what the file system put there.
+func Kept() List { return must("/.ingot", "/lost+found") }
+
 // Volatile is what a running system makes and forgets: neither captured nor
 // compared nor deleted.
 func Volatile() List {
