@@ -63,6 +63,7 @@ type Generation struct {
 	Kind    string // install, push or rollback
 	By      string
 	Time    time.Time
+	Retired bool // the node does not keep it any more
 }
 
 // AddGeneration records g. An install begins the node's numbering anew, so the
@@ -92,17 +93,29 @@ func (d *DB) AddGeneration(ctx context.Context, g Generation) error {
 
 // Generations returns the generations of node, oldest first.
 func (d *DB) Generations(ctx context.Context, node string) ([]Generation, error) {
-	rows, err := d.db.QueryContext(ctx, `SELECT node, number, ref, image, overlay, mode, kind, by_whom, time FROM generations WHERE node=? ORDER BY number`, node)
+	out, err := generations(ctx, d.db, node)
 	if err != nil {
 		return nil, fmt.Errorf("read generations of %q: %w", node, err)
+	}
+	return out, nil
+}
+
+type queryer interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+func generations(ctx context.Context, q queryer, node string) ([]Generation, error) {
+	rows, err := q.QueryContext(ctx, `SELECT node, number, ref, image, overlay, mode, kind, by_whom, time, retired FROM generations WHERE node=? ORDER BY number`, node)
+	if err != nil {
+		return nil, err
 	}
 	defer rows.Close()
 	var out []Generation
 	for rows.Next() {
 		var g Generation
 		var t int64
-		if err := rows.Scan(&g.Node, &g.Number, &g.Ref, &g.Image, &g.Overlay, &g.Mode, &g.Kind, &g.By, &t); err != nil {
-			return nil, fmt.Errorf("read generations of %q: %w", node, err)
+		if err := rows.Scan(&g.Node, &g.Number, &g.Ref, &g.Image, &g.Overlay, &g.Mode, &g.Kind, &g.By, &t, &g.Retired); err != nil {
+			return nil, err
 		}
 		g.Time = fromNanos(t)
 		out = append(out, g)

@@ -349,6 +349,9 @@ func (b *boots) Installed(ctx context.Context, in inventory.Install, end install
 			}
 		}
 	}
+	if err := b.w.state.SetFact(ctx, in.Node, factGiven, ""); err != nil { // nothing of it is left on the disk
+		return err
+	}
 	err := b.w.state.AddGeneration(ctx, inventory.Generation{Node: in.Node, Number: 1, Ref: in.Ref, Image: in.Image, Overlay: end.Overlay, Mode: "live", Kind: "install", By: in.By})
 	if err != nil {
 		return err

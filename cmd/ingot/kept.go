@@ -31,7 +31,35 @@ func (w *world) learn(ctx context.Context, node string, list []wire.Generation) 
 			return err
 		}
 	}
-	return nil
+	if len(list) == 0 { // a node that cannot read its own list says so, too
+		return nil
+	}
+	return w.retire(context.WithoutCancel(ctx), node, list)
+}
+
+// retire lets go of what a node does not keep any more: neither its
+// generations nor what was given to it keep an image from being removed then.
+// What was given last may be on its way just now.
+func (w *world) retire(ctx context.Context, node string, list []wire.Generation) error {
+	var numbers []int
+	images := map[string]bool{}
+	for _, g := range list {
+		numbers = append(numbers, g.Number)
+		images[g.Image.String()] = true
+	}
+	if err := w.state.Retire(ctx, node, numbers); err != nil {
+		return err
+	}
+	given, err := w.given(ctx, node)
+	if err != nil || len(given) == 0 {
+		return err
+	}
+	last := given[len(given)-1]
+	left := slices.DeleteFunc(slices.Clone(given), func(id string) bool { return id != last && !images[id] })
+	if len(left) == len(given) {
+		return nil
+	}
+	return w.state.SetFact(ctx, node, factGiven, strings.Join(left, " "))
 }
 
 // unheard are the generations of a node that are not among those recorded.

@@ -48,6 +48,62 @@ func TestLearn(t *testing.T) {
 	}
 }
 
+// What a node does not keep any more holds no image, but for what is on its way.
+func TestLearnRetires(t *testing.T) {
+	ctx := t.Context()
+	db, err := inventory.Open(ctx, t.TempDir()+"/state.db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	w := &world{state: db}
+	id := func(s string) digest.ID { return digest.Of([]byte(s)) }
+	var list []wire.Generation
+	for i, s := range []string{"a", "b", "c"} {
+		list = append(list, wire.Generation{Number: i + 1, Kind: "push", Image: id(s)})
+	}
+	for _, s := range []string{"a", "b", "c", "d"} {
+		if err := w.give(ctx, "n1", id(s)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	uses := func() (out string) {
+		list, err := db.Uses(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, u := range list {
+			out += fmt.Sprintf("%d %s;", u.Generation, u.How)
+		}
+		given, err := w.given(ctx, "n1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range []string{"a", "b", "c", "d"} {
+			if slices.Contains(given, id(s).String()) {
+				out += s
+			}
+		}
+		return out
+	}
+	for _, tc := range []struct {
+		list []wire.Generation
+		want string
+	}{
+		{list, "1 keeps;2 keeps;3 runs;abcd"},
+		{list[1:], "2 keeps;3 runs;bcd"},
+		{nil, "2 keeps;3 runs;bcd"},    // it could not read its list
+		{list[:1], "1 keeps;3 runs;d"}, // nobody takes away what a node runs on its own word
+	} {
+		if err := w.learn(ctx, "n1", tc.list); err != nil {
+			t.Fatal(err)
+		}
+		if got := uses(); got != tc.want {
+			t.Errorf("%d generations: %q, want %q", len(tc.list), got, tc.want)
+		}
+	}
+}
+
 // A node that lost content gets that of its own images only.
 func TestLostSource(t *testing.T) {
 	ctx := t.Context()
