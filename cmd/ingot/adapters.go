@@ -33,7 +33,24 @@ func (i *storeImages) RawIndex(ctx context.Context, image digest.ID) ([]byte, er
 	if err != nil {
 		return nil, err
 	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.note(image, x)
 	return x.Encode(), nil
+}
+
+// note remembers which packs an index sends its reader to. Earlier ones stay
+// good: while an image is installed no prune touches its packs.
+func (i *storeImages) note(image digest.ID, x *store.Index) {
+	if i.packs == nil || len(i.packs) > 100 {
+		i.packs = map[digest.ID]map[digest.ID]bool{}
+	}
+	if i.packs[image] == nil {
+		i.packs[image] = map[digest.ID]bool{}
+	}
+	for _, p := range x.Packs {
+		i.packs[image][p.ID] = true
+	}
 }
 
 // needs reports whether image has chunks in pack.
@@ -45,14 +62,7 @@ func (i *storeImages) needs(ctx context.Context, image, pack digest.ID) (bool, e
 		if err != nil {
 			return false, err
 		}
-		if i.packs == nil || len(i.packs) > 100 {
-			i.packs = map[digest.ID]map[digest.ID]bool{}
-		}
-		set := map[digest.ID]bool{}
-		for _, p := range x.Packs {
-			set[p.ID] = true
-		}
-		i.packs[image] = set
+		i.note(image, x)
 	}
 	return i.packs[image][pack], nil
 }

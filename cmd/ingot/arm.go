@@ -44,6 +44,11 @@ func (a *armer) arm(ctx context.Context, n *site.Node, ref string) (string, erro
 	if prof.Disk == nil {
 		return "", withHint(errors.New("none of its classes has a disk_config"), "write disk_config/DEFAULT; `ingot init` shows an example")
 	}
+	release, err := a.p.shareImages(ctx, w)
+	if err != nil {
+		return "", err
+	}
+	defer release()
 	id, err := resolveImage(ctx, w, ref)
 	if err != nil {
 		return "", err

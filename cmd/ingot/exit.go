@@ -71,6 +71,7 @@ func diagnose(err error) (text, hint string, code int) {
 	var u usageError
 	var corrupt *store.CorruptError
 	var damage store.Damage
+	var busy *store.BusyError
 	var peer *wire.Error
 	var problems site.Problems
 	switch {
@@ -88,6 +89,9 @@ func diagnose(err error) (text, hint string, code int) {
 	case errors.As(err, &corrupt), errors.As(err, &damage): // a pack that an image needs and that is missing is damage
 		code = exitCorrupt
 		hint = orElse(hint, "`ingot image verify --repair` takes damaged packs out of use; then capture or build the image again")
+	case errors.As(err, &busy):
+		code = exitBusy
+		hint = orElse(hint, "`--wait 1h` waits for it")
 	case errors.Is(err, store.ErrMissing), errors.Is(err, inventory.ErrNotFound):
 		code = exitNotFound
 	case errors.As(err, &peer):

@@ -204,7 +204,7 @@ func seal() []string {
 func (p *program) publish(c *cli.Context, w *world, ref store.Ref, img store.Image,
 	capture func(context.Context, imager.Sink, func(wire.Progress)) (*manifest.Manifest, []string, error)) error {
 	ctx := c.Context
-	release, err := w.images.Lock(ctx, false)
+	release, err := p.shareImages(ctx, w)
 	if err != nil {
 		return err
 	}

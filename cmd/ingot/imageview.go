@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -212,13 +213,12 @@ func (p *program) imageVerify(c *cli.Context) error {
 		}
 	}
 	repair := c.Bool("repair")
-	if repair { // nobody may rely meanwhile on what is taken out of use
-		release, err := w.images.Lock(c.Context, true)
-		if err != nil {
-			return err
-		}
-		defer release()
+	// Nobody may rely meanwhile on what is taken out of use.
+	release, err := p.lockImages(c.Context, w, repair, math.MaxInt64)
+	if err != nil {
+		return err
 	}
+	defer release()
 	rep, err := w.images.Verify(c.Context, o)
 	bar.end()
 	if err != nil {

@@ -141,6 +141,11 @@ func (l *lostSource) Missing(ctx context.Context, ids []digest.ID) ([]digest.ID,
 
 // Fetch implements imager.Store.
 func (l *lostSource) Fetch(ctx context.Context, ids []digest.ID, fn func(digest.ID, []byte) error) error {
+	release, err := l.w.images.Lock(ctx, false) // a prune may be moving them
+	if err != nil {
+		return err
+	}
+	defer release()
 	return imager.Layered{Data: l.own, Below: l.w.images}.Fetch(ctx, ids, fn)
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"ingot/imager/store"
 	"ingot/imager/wire"
@@ -142,21 +143,123 @@ func TestLostSource(t *testing.T) {
 	}
 }
 
-func storedImage(t *testing.T, s *store.Store, text string) (image, chunk digest.ID) {
+// storedImage stores an image of a file for each text, and returns the chunk of the first.
+func storedImage(t *testing.T, s *store.Store, texts ...string) (image, chunk digest.ID) {
 	t.Helper()
-	chunk = digest.Of([]byte(text))
 	out, err := s.NewWriter(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer out.Abort()
-	if err := errors.Join(out.Put(t.Context(), chunk, []byte(text)), out.Close()); err != nil {
+	m := &manifest.Manifest{Entries: []entry.Entry{{Path: ".", Type: entry.Dir, Mode: 0o755}}}
+	for i, text := range texts {
+		id := digest.Of([]byte(text))
+		if err := out.Put(t.Context(), id, []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		m.Entries = append(m.Entries, entry.Entry{Path: fmt.Sprint("x", i), Type: entry.File, Mode: 0o600, Size: int64(len(text)), Chunks: []entry.Chunk{{ID: id, Size: uint32(len(text))}}})
+	}
+	if err := out.Close(); err != nil {
 		t.Fatal(err)
 	}
-	m := &manifest.Manifest{Entries: []entry.Entry{{Path: ".", Type: entry.Dir, Mode: 0o755},
-		{Path: "x", Type: entry.File, Mode: 0o600, Size: int64(len(text)), Chunks: []entry.Chunk{{ID: chunk, Size: uint32(len(text))}}}}}
 	if image, err = s.PutManifest(t.Context(), m); err != nil {
 		t.Fatal(err)
 	}
-	return image, chunk
+	return image, digest.Of([]byte(texts[0]))
+}
+
+// A server that has given out an image before a prune finds it after it, and
+// whoever reads it by the index of then is not disturbed while that is recorded.
+func TestServeAfterPrune(t *testing.T) {
+	ctx := t.Context()
+	dir := t.TempDir()
+	w := &world{Site: &site.Site{Dir: dir}}
+	var err error
+	if w.state, err = inventory.Open(ctx, dir+"/state.db"); err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if w.images, err = store.OpenOrInit(dir + "/store"); err != nil {
+		t.Fatal(err)
+	}
+	serving, err := store.Open(dir + "/store")
+	if err != nil {
+		t.Fatal(err)
+	}
+	images := &storeImages{s: serving}
+	old, _ := storedImage(t, w.images, "an older one")
+	image, _ := storedImage(t, w.images, "and a newer one", "an older one")
+	served := func() (packs []digest.ID, err error) {
+		raw, err := images.RawIndex(ctx, image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		x, err := store.DecodeIndex(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range x.Packs {
+			packs = append(packs, p.ID)
+		}
+		return packs, nil
+	}
+	open := func(packs []digest.ID) (err error) {
+		for _, id := range packs {
+			f, e := images.OpenPack(ctx, image, id)
+			if e == nil {
+				e = f.Close()
+			}
+			err = errors.Join(err, e)
+		}
+		return err
+	}
+	for range 7 { // so many small packs are merged
+		storedImage(t, w.images, fmt.Sprint("more ", old, time.Now().UnixNano()))
+	}
+	before, _ := served()
+	prune := func() *store.Prune {
+		if err := w.state.AddGeneration(ctx, inventory.Generation{Node: "n2", Number: 1, Image: image.String()}); err != nil {
+			t.Fatal(err)
+		}
+		refs, err := w.references(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan, err := w.images.PlanPrune(ctx, store.PruneOptions{Keep: refs.keep(), Hold: refs.hold()})
+		if err == nil {
+			_, err = plan.Run(ctx, nil)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return plan
+	}
+	if err := w.state.Arm(ctx, "n1", "web:1", image.String(), "key", "test"); err != nil {
+		t.Fatal(err)
+	}
+	if p := prune(); len(p.Packs) == 0 {
+		t.Error("nothing was removed")
+	}
+	if err := open(before); err != nil || len(before) != 2 {
+		t.Errorf("%d packs of an image that is installed: %v", len(before), err)
+	}
+	if err := w.state.Disarm(ctx, "n1", "test"); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 8 {
+		id, _ := storedImage(t, w.images, fmt.Sprint("kept ", i))
+		if err := w.state.AddGeneration(ctx, inventory.Generation{Node: fmt.Sprint("k", i), Number: 1, Image: id.String()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if p := prune(); len(p.Rewrite) == 0 {
+		t.Error("nothing was rewritten")
+	}
+	if err := open(before); !errors.Is(err, store.ErrMissing) {
+		t.Errorf("the test proves nothing: %v", err)
+	}
+	now, _ := served()
+	if err := open(now); err != nil {
+		t.Errorf("after a prune: %v", err)
+	}
 }

@@ -58,6 +58,11 @@ func (p *program) push(c *cli.Context) error {
 		return err
 	}
 	defer w.Close()
+	release, err := p.shareImages(c.Context, w)
+	if err != nil {
+		return err
+	}
+	defer release()
 	image, err := openRelease(c.Context, w, c.Args().First())
 	if err != nil {
 		return err

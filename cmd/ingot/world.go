@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -55,6 +57,18 @@ func openWorldOf(ctx context.Context, s *site.Site) (*world, error) {
 }
 
 func (w *world) Close() error { return w.state.Close() }
+
+// shareImages keeps a prune away until release is called, and waits for one
+// that runs: whoever reads an image or refers to one holds it from before it
+// looks up the name until it is done and its record written.
+func (p *program) shareImages(ctx context.Context, w *world) (release func(), err error) {
+	return p.lockImages(ctx, w, false, math.MaxInt64)
+}
+
+// lockImages locks the image store, and says for whom it waits.
+func (p *program) lockImages(ctx context.Context, w *world, exclusive bool, wait time.Duration) (release func(), err error) {
+	return w.images.LockWithin(ctx, exclusive, wait, func(busy *store.BusyError) { p.say("waiting: %v", busy) })
+}
 
 // private is the directory of the site that people do not edit.
 func (w *world) private(elem ...string) string {

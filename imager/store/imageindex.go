@@ -44,8 +44,11 @@ type ChunkRef struct {
 	Off   uint32
 }
 
-// Index makes the index of an image.
+// Index makes the index of an image, from the packs that are there now.
 func (s *Store) Index(ctx context.Context, id digest.ID) (*Index, error) {
+	if err := s.Refresh(ctx); err != nil { // its reader must not be sent to packs that a prune has removed
+		return nil, err
+	}
 	m, err := s.Manifest(ctx, id)
 	if err != nil {
 		return nil, err
