@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -25,8 +26,14 @@ const (
 )
 
 // Capture reads the tree at dir. Files are read in parallel, but what the
-// sink gets is in the order of the tree. A file that changes while it is read
-// is read again, three times, and then fails the capture by its name.
+// sink gets is in the order of the tree. All that was captured was there at
+// one moment: what changes meanwhile is captured again, a few times, and then
+// fails the capture by its name (ChangedError).
+//
+// What cannot be seen are stores through a shared writable mapping: they
+// change the times of a file at the first store after the kernel wrote the
+// page back, and not again before the next (mmap(2), MAP_SHARED). For files
+// that are written so, capture a snapshot.
 func Capture(ctx context.Context, dir string, o CaptureOptions) (*manifest.Manifest, Stats, error) {
 	c := &capture{o: &o}
 	m, err := c.run(ctx, dir)
@@ -37,15 +44,18 @@ func Capture(ctx context.Context, dir string, o CaptureOptions) (*manifest.Manif
 }
 
 type capture struct {
-	o       *CaptureOptions
-	root    int
-	entries []entry.Entry
-	states  []entry.Stat
-	stats   Stats
-	budget  *budget
-	pool    pool
+	o      *CaptureOptions
+	root   int
+	*flat            // as it was found
+	began  time.Time // when the scan did
+	files  []int     // whose content is to be read
+	links  map[int]int
+	stats  Stats
+	budget *budget
+	pool   pool
 
-	mu sync.Mutex // guards the numbers of stats that workers change
+	mu     sync.Mutex   // guards the numbers of stats that workers change, and
+	unread map[int]bool // entries whose content is not known
 }
 
 // job is one file: its pieces come in order, and the channel is closed when
@@ -71,66 +81,76 @@ func (c *capture) run(ctx context.Context, dir string) (*manifest.Manifest, erro
 	}
 	defer unix.Close(root)
 	c.root = root
-	var mounted []bool
-	if c.entries, c.states, mounted, err = scan(ctx, root, c.o, &c.stats); err != nil {
+	c.unread = map[int]bool{}
+	if err := c.look(ctx); err != nil {
 		return nil, err
 	}
 	for _, p := range c.stats.Sockets {
 		slogx.Or(c.o.Log).Info("skipped a socket", slogx.Path, p)
 	}
-	files, links := c.group(mounted)
-	c.stats.Entries, c.stats.Files = len(c.entries), len(files)
 	if c.o.Scanned != nil {
 		total := int64(0)
-		for _, n := range files {
+		for _, n := range c.files {
 			total += c.entries[n].Size
 		}
 		c.o.Scanned(len(c.entries), total)
 	}
-	if err := c.contents(ctx, files); err != nil {
+	if err := c.contents(ctx, c.files); err != nil {
 		return nil, err
 	}
-	for n, first := range links {
+	if err := c.constant(ctx); err != nil {
+		return nil, err
+	}
+	for n, first := range c.links {
 		path := c.entries[n].Path
 		c.entries[n] = c.entries[first]
 		e := &c.entries[n]
 		e.Path, e.Link, e.Holes, e.Chunks = path, c.entries[first].Path, nil, nil
 	}
-	m := &manifest.Manifest{Entries: c.entries}
+	m := &manifest.Manifest{Entries: c.shown()}
+	c.stats.Entries, c.stats.Files = len(m.Entries), len(c.files)
 	if err := m.Validate(); err != nil {
 		return nil, err
 	}
-	for i := range c.entries {
-		for _, k := range c.entries[i].Chunks {
+	for i := range m.Entries {
+		for _, k := range m.Entries[i].Chunks {
 			c.stats.Bytes += int64(k.Size)
 		}
 	}
 	return m, nil
 }
 
-// group returns the files whose content is to be read, in order, and for the
+// look scans the tree.
+func (c *capture) look(ctx context.Context) (err error) {
+	c.began = time.Now()
+	if c.flat, err = c.scan(ctx); err == nil {
+		c.group()
+	}
+	return err
+}
+
+// group finds the files whose content is to be read, in order, and for the
 // further names of hard links the number of the first.
-func (c *capture) group(mounted []bool) (files []int, links map[int]int) {
+func (c *capture) group() {
 	type inode struct{ dev, ino uint64 }
 	first := map[inode]int{}
-	links = map[int]int{}
+	c.files, c.links = nil, map[int]int{}
 	for i := range c.entries {
-		if !c.entries[i].Type.Linkable() || mounted[i] {
+		if !c.entries[i].Type.Linkable() || c.mounted[i] {
 			continue
 		}
 		if st := &c.states[i]; st.Nlink > 1 {
 			k := inode{st.Dev, st.Ino}
 			if n, ok := first[k]; ok {
-				links[i] = n
+				c.links[i] = n
 				continue
 			}
 			first[k] = i
 		}
 		if c.entries[i].Type == entry.File {
-			files = append(files, i)
+			c.files = append(c.files, i)
 		}
 	}
-	return files, links
 }
 
 // contents reads the files and gives their chunks to the sink.
@@ -260,6 +280,9 @@ func (b *batch) flush(ctx context.Context) error {
 			}
 		}
 		b.c.release(p)
+	}
+	for id := range need {
+		delete(b.asked, id) // its file has changed: nobody has put it
 	}
 	b.pieces, b.from, b.bytes = b.pieces[:0], b.from[:0], 0
 	return nil

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -44,8 +45,8 @@ func TestAFileThatChangesIsRefused(t *testing.T) {
 	h, err := os.OpenFile(p, os.O_WRONLY, 0)
 	must(t, err)
 	defer h.Close()
-	_, st, err := Capture(t.Context(), dir, CaptureOptions{Sink: &busy{f: h}})
-	if !errors.Is(err, ErrChanged) || !strings.Contains(err.Error(), `"log"`) || st.Retried != retries {
+	_, st, err := Capture(t.Context(), dir, CaptureOptions{Sink: &busy{f: h}, pauses: []time.Duration{25 * time.Millisecond, time.Millisecond}})
+	if !errors.Is(err, ErrChanged) || !strings.Contains(err.Error(), `"log"`) || st.Retried != 3*retries {
 		t.Errorf("%v, %+v", err, st)
 	}
 	if _, _, err := Capture(t.Context(), dir, CaptureOptions{Sink: &busy{}}); err != nil {
@@ -71,11 +72,13 @@ func TestChangesBetweenScanAndRead(t *testing.T) {
 	if e.Size != 5 || e.Mode != 0640 || g.Size != 200<<10 {
 		t.Errorf("old metadata with new content: %+v %+v", e, g)
 	}
-	for _, f := range []func(){func() { must(t, os.Remove(p("fifo"))) }, func() { must(t, os.Remove(p("fifo"))); must(t, unix.Mkfifo(p("fifo"), 0600)) }} {
-		_, _, err = Capture(t.Context(), dir, scanned(f))
-		if os.Remove(p("fifo")); !errors.Is(err, ErrChanged) || !strings.Contains(err.Error(), `"fifo"`) {
-			t.Errorf("gone or a FIFO: %v", err)
+	for kind, f := range map[entry.Type]func(){0: func() { must(t, os.Remove(p("fifo"))) }, entry.FIFO: func() { must(t, os.Remove(p("fifo"))); must(t, unix.Mkfifo(p("fifo"), 0600)) }} {
+		m, st, err := Capture(t.Context(), dir, scanned(f))
+		must(t, err)
+		if e, ok := m.Lookup("fifo"); ok != (kind != 0) || ok && e.Type != kind || st.Again == 0 {
+			t.Errorf("type %d: %+v, %+v", kind, e, st)
 		}
+		os.Remove(p("fifo"))
 		must(t, os.WriteFile(p("fifo"), []byte("old"), 0644))
 	}
 }

@@ -16,10 +16,9 @@ import (
 	"ingot/internal/entry"
 )
 
-// ErrChanged is what a file that changes whenever it is read gives.
-var ErrChanged = errors.New("changes while it is read")
-
-const retries = 3
+// retries is how often a file that changes while it is read is read again at
+// once. Later it is read again with all else that has changed.
+const retries = 1
 
 // reader reads files, one after another.
 type reader struct {
@@ -72,20 +71,27 @@ func (r *reader) captured(n int) {
 	}
 }
 
-// retrying reads entry n until it holds still. emit sees the chunks of failed
+// retrying reads entry n. One that does not hold still is noted as unread,
+// or, where it may change, taken as it came. emit sees the chunks of failed
 // attempts too: they do no harm in a store.
 func (r *reader) retrying(ctx context.Context, n int, emit func(digest.ID, []byte) error) error {
 	for try := 0; ; try++ {
-		read, err := r.once(ctx, n, emit)
+		last := try > retries
+		read, err := r.once(ctx, n, last && r.c.allowed(r.c.entries[n].Path), emit)
 		r.c.mu.Lock()
 		r.c.stats.Read += read
 		r.c.mu.Unlock()
-		if err == nil {
-			r.captured(n)
+		switch {
+		case err == nil:
+			if !last {
+				r.captured(n)
+			}
 			return nil
-		}
-		if !errors.Is(err, ErrChanged) || try == retries {
+		case !errors.Is(err, ErrChanged):
 			return fmt.Errorf("read %q: %w", r.c.entries[n].Path, err)
+		case last || try == retries && !r.c.allowed(r.c.entries[n].Path):
+			r.c.gaveUp(n)
+			return nil
 		}
 		r.c.mu.Lock()
 		r.c.stats.Retried++
@@ -98,9 +104,19 @@ func (r *reader) retrying(ctx context.Context, n int, emit func(digest.ID, []byt
 	}
 }
 
+// gaveUp notes that the content of entry n is not known.
+func (c *capture) gaveUp(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.unread[n] = true
+	c.states[n] = entry.Stat{} // which no entry has
+	c.entries[n].Holes, c.entries[n].Chunks = nil, nil
+}
+
 // once reads entry n and brings its metadata up to date. A file whose state
-// after reading is not the one before gives ErrChanged.
-func (r *reader) once(ctx context.Context, n int, emit func(digest.ID, []byte) error) (int64, error) {
+// after reading is not the one before gives ErrChanged, unless anyhow is set:
+// then what is missing at its end is filled with zeros.
+func (r *reader) once(ctx context.Context, n int, anyhow bool, emit func(digest.ID, []byte) error) (int64, error) {
 	c := r.c
 	e := &c.entries[n]
 	fd, err := openPlain(c.root, e.Path, unix.O_RDONLY)
@@ -112,7 +128,7 @@ func (r *reader) once(ctx context.Context, n int, emit func(digest.ID, []byte) e
 	}
 	defer unix.Close(fd)
 	before, err := settled(ctx, fd)
-	if err != nil {
+	if err != nil && !(anyhow && errors.Is(err, ErrChanged)) {
 		return 0, err
 	}
 	if before != c.states[n] { // since it was scanned
@@ -134,7 +150,7 @@ func (r *reader) once(ctx context.Context, n int, emit func(digest.ID, []byte) e
 		return 0, fmt.Errorf("find holes: %w", err)
 	}
 	read := int64(0)
-	err = r.chunker.Split(&extents{ctx: ctx, fd: fd, left: e.Data()}, func(data []byte) error {
+	err = r.chunker.Split(&extents{ctx: ctx, fd: fd, left: e.Data(), pad: anyhow}, func(data []byte) error {
 		id := digest.Of(data)
 		read += int64(len(data))
 		e.Chunks = append(e.Chunks, entry.Chunk{ID: id, Size: uint32(len(data))})
@@ -147,7 +163,7 @@ func (r *reader) once(ctx context.Context, n int, emit func(digest.ID, []byte) e
 	if err != nil {
 		return read, err
 	}
-	if after != before {
+	if after != before && !anyhow {
 		return read, ErrChanged
 	}
 	return read, nil
@@ -157,7 +173,6 @@ func (r *reader) once(ctx context.Context, n int, emit func(digest.ID, []byte) e
 // tick of the kernel's clock: a further change in the same tick would leave
 // the same ctime, and go unseen.
 func settled(ctx context.Context, fd int) (entry.Stat, error) {
-	const tick = 20 * time.Millisecond // CONFIG_HZ is 100 or more
 	st, err := stateOf(fd)
 	if err != nil {
 		return st, err
@@ -192,6 +207,7 @@ type extents struct {
 	ctx  context.Context // ends long reads; the reader lives no longer than one call
 	fd   int
 	left []entry.Extent
+	pad  bool // zeros for what is not there any more
 }
 
 func (x *extents) Read(p []byte) (int, error) {
@@ -209,6 +225,9 @@ func (x *extents) Read(p []byte) (int, error) {
 		return 0, nil
 	case err != nil:
 		return 0, err
+	case n == 0 && x.pad:
+		clear(p)
+		n = len(p)
 	case n == 0:
 		return 0, fmt.Errorf("%w: it became shorter", ErrChanged)
 	}

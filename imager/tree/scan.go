@@ -31,7 +31,7 @@ type scanner struct {
 	root int
 	mnt  uint64
 	dev  uint64
-	o    *CaptureOptions
+	c    *capture
 
 	mu      sync.Mutex
 	more    *sync.Cond
@@ -43,19 +43,20 @@ type scanner struct {
 	mounts  []string
 }
 
-// scan returns the entries below root in tree order, and their states.
-func scan(ctx context.Context, root int, o *CaptureOptions, stats *Stats) ([]entry.Entry, []entry.Stat, []bool, error) {
-	top, st, err := entry.ReadFd(root)
+// scan returns the entries of the tree in their order, and their states.
+func (c *capture) scan(ctx context.Context) (*flat, error) {
+	top, st, err := entry.ReadFd(c.root)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	if top.Type != entry.Dir {
-		return nil, nil, nil, unix.ENOTDIR
+		return nil, unix.ENOTDIR
 	}
 	top.Path = "."
-	s := &scanner{root: root, o: o, stats: stats, dev: st.Dev}
+	c.stats.Excluded = 0
+	s := &scanner{root: c.root, c: c, stats: &c.stats, dev: st.Dev}
 	s.more = sync.NewCond(&s.mu)
-	s.mnt, _ = mountID(root, "", unix.AT_EMPTY_PATH)
+	s.mnt, _ = mountID(c.root, "", unix.AT_EMPTY_PATH)
 	all := &found{Entry: top, st: st}
 	s.todo = append(s.todo, all)
 	stop := context.AfterFunc(ctx, func() { s.fail(ctx.Err()) })
@@ -66,34 +67,68 @@ func scan(ctx context.Context, root int, o *CaptureOptions, stats *Stats) ([]ent
 	}
 	wg.Wait()
 	if s.err != nil {
-		return nil, nil, nil, s.err
+		return nil, s.err
 	}
 	slices.Sort(s.sockets)
 	slices.Sort(s.mounts)
-	stats.Sockets, stats.Mounts = s.sockets, s.mounts
+	c.stats.Sockets, c.stats.Mounts = s.sockets, s.mounts
 	f := &flat{}
 	f.add(all)
-	return f.entries, f.stats, f.mounted, nil
+	return f, nil
 }
 
+// flat is a tree as a scan found it.
 type flat struct {
 	entries []entry.Entry
-	stats   []entry.Stat
+	states  []entry.Stat
 	mounted []bool
+	hidden  []bool
 }
 
-// add appends d and what is in it, but not a hidden directory without content.
 func (f *flat) add(d *found) {
-	at := len(f.entries)
 	f.entries = append(f.entries, d.Entry)
-	f.stats = append(f.stats, d.st)
+	f.states = append(f.states, d.st)
 	f.mounted = append(f.mounted, d.mounted)
+	f.hidden = append(f.hidden, d.hidden)
 	for i := range d.inside {
 		f.add(&d.inside[i])
 	}
-	if d.hidden && len(f.entries) == at+1 {
-		f.entries, f.stats, f.mounted = f.entries[:at], f.stats[:at], f.mounted[:at]
+	d.inside = nil
+}
+
+// shown returns the entries without the hidden directories that have nothing in them.
+func (f *flat) shown() []entry.Entry {
+	if !slices.Contains(f.hidden, true) {
+		return f.entries
 	}
+	needed := map[string]bool{}
+	drop := make([]bool, len(f.entries))
+	for i := range slices.Backward(f.entries) {
+		p := f.entries[i].Path
+		if drop[i] = f.hidden[i] && !needed[p]; !drop[i] {
+			up, _ := splitPath(p)
+			needed[up] = true
+		}
+	}
+	out := f.entries[:0]
+	for i := range f.entries {
+		if !drop[i] {
+			out = append(out, f.entries[i])
+		}
+	}
+	return out
+}
+
+// leaves reports whether a path is left out.
+func (c *capture) leaves(path string, isDir bool) bool {
+	return path == own || c.o.Exclude != nil && c.o.Exclude(path, isDir)
+}
+
+func join(dir, name string) string {
+	if dir == "." {
+		return name
+	}
+	return dir + "/" + name
 }
 
 func (s *scanner) fail(err error) {
@@ -154,16 +189,12 @@ func (s *scanner) dir(d *found) error {
 		return err
 	}
 	slices.SortFunc(list, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
-	prefix := d.Path + "/"
-	if d.Path == "." {
-		prefix = ""
-	}
 	d.inside = make([]found, 0, len(list))
 	for _, de := range list {
-		path := prefix + de.Name()
+		path := join(d.Path, de.Name())
 		hidden := false
-		if path == own || s.o.Exclude != nil && s.o.Exclude(path, de.IsDir()) {
-			hidden = path != own && de.IsDir() && s.o.Within != nil && s.o.Within(path)
+		if s.c.leaves(path, de.IsDir()) {
+			hidden = path != own && de.IsDir() && s.c.o.Within != nil && s.c.o.Within(path)
 			if !hidden {
 				s.mu.Lock()
 				s.stats.Excluded++
@@ -199,7 +230,7 @@ func (s *scanner) one(dirfd int, name, path string) (in found, ok bool, err erro
 	}
 	e.Path = path
 	in = found{Entry: e, st: st}
-	if s.o.OneFileSystem && s.isMount(dirfd, name, &in) {
+	if s.c.o.OneFileSystem && s.isMount(dirfd, name, &in) {
 		in.mounted = true
 		in.Size = 0
 		s.mu.Lock()

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"ingot/internal/digest"
 	"ingot/internal/entry"
@@ -43,6 +44,9 @@ type CaptureOptions struct {
 	// something in it that is not left out; nil: never. Such a directory is
 	// recorded when something in it is.
 	Within func(path string) bool
+	// AllowChanged says what may change while it is captured. It is taken as
+	// it came, and noted. nil: nothing.
+	AllowChanged func(path string) bool
 	// Sink takes the chunks that it misses. nil: only hash.
 	Sink  Sink
 	Cache Cache
@@ -60,6 +64,8 @@ type CaptureOptions struct {
 	// fill a Cache. It is called from several goroutines at once.
 	Captured func(path string, st entry.Stat, e *entry.Entry)
 	Log      *slog.Logger
+
+	pauses []time.Duration // before what has changed is captured again; nil: pauses()
 }
 
 // Stats say what a capture saw.
@@ -76,6 +82,8 @@ type Stats struct {
 	Sockets  []string // skipped
 	Mounts   []string // recorded empty
 	Retried  int      // reads that had to be repeated because the file changed
+	Again    int      // how often what had changed was captured again
+	Changed  []string // changed while they were captured, as they may
 }
 
 // Notes says for people what a capture took differently, an entry a line.
@@ -86,6 +94,9 @@ func (s Stats) Notes() []string {
 	}
 	for _, path := range s.Mounts {
 		out = append(out, fmt.Sprintf("%q is a mount point: kept empty", path))
+	}
+	for _, path := range s.Changed {
+		out = append(out, fmt.Sprintf("%q changed while it was captured", path))
 	}
 	return out
 }

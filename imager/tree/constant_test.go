@@ -1,0 +1,173 @@
+package tree
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ingot/internal/digest"
+	"ingot/internal/manifest"
+)
+
+// meddler changes the tree when the sink is first asked, which is after the
+// scan, while the last file is not yet read; and again before every round.
+type meddler struct {
+	do    func(round int)
+	round int
+}
+
+func (m *meddler) Missing(_ context.Context, ids []digest.ID) ([]digest.ID, error) {
+	m.do(m.round)
+	m.round++
+	return ids, nil
+}
+
+func (m *meddler) Put(context.Context, digest.ID, []byte) error { return nil }
+
+// meadow is a small tree that was made long ago as clocks go.
+func meadow(t *testing.T) (dir string, p func(string) string) {
+	t.Helper()
+	dir = t.TempDir()
+	p = func(n string) string { return filepath.Join(dir, n) }
+	for _, f := range []string{"a/one", "a/two", "b/c/three", "log/x", "mv/from/f", "z"} {
+		must(t, os.MkdirAll(filepath.Dir(p(f)), 0o755))
+		must(t, os.WriteFile(p(f), []byte(f), 0o644))
+	}
+	must(t, os.Symlink("one", p("a/link")))
+	must(t, os.Mkdir(p("mv/to"), 0o755))
+	time.Sleep(2 * tick)
+	return dir, p
+}
+
+func quickPauses() []time.Duration { return []time.Duration{2 * tick, 2 * tick} }
+
+// Each of these happens after the file has been read, or to what is not read
+// at all: only the second look can see it.
+func changes(t *testing.T, p func(string) string) map[string]func() {
+	return map[string]func(){
+		"a/one":   func() { must(t, os.WriteFile(p("a/one"), []byte("ONE"), 0o644)) },
+		"a/two":   func() { must(t, os.Chmod(p("a/two"), 0o600)) },
+		"b":       func() { must(t, os.Chmod(p("b"), 0o700)) },
+		"b/c/new": func() { must(t, os.WriteFile(p("b/c/new"), nil, 0o644)) },
+		"z":       func() { must(t, os.Remove(p("z"))) },
+		"a/link":  func() { must(t, os.Remove(p("a/link"))); must(t, os.Symlink("two", p("a/link"))) },
+		"mv/to/f": func() { must(t, os.Rename(p("mv/from/f"), p("mv/to/f"))) },
+		"log": func() {
+			must(t, unix.Setxattr(p("log"), "user.x", []byte("y"), 0))
+		},
+		"a/two2": func() {
+			was, err := os.Stat(p("a/two"))
+			must(t, err)
+			must(t, os.WriteFile(p("a/two"), []byte("A/TWO"), 0o644))
+			must(t, os.Chtimes(p("a/two"), was.ModTime(), was.ModTime())) // only the ctime tells
+		},
+	}
+}
+
+func TestAChangeOnceIsCapturedAgain(t *testing.T) {
+	probe, p := meadow(t)
+	_ = probe
+	for name := range changes(t, p) {
+		dir, p := meadow(t)
+		change := changes(t, p)[name]
+		m, st, err := Capture(t.Context(), dir, CaptureOptions{pauses: quickPauses(), Sink: &meddler{do: func(round int) {
+			if round == 0 {
+				change()
+			}
+		}}})
+		must(t, err)
+		if st.Again == 0 {
+			t.Errorf("%s: not seen", name)
+		}
+		if now, _ := captureDir(t, dir, CaptureOptions{}); now.ID() != m.ID() {
+			t.Errorf("%s: neither the tree before nor the one after: %+v", name, manifest.Diff(m, now))
+		}
+	}
+}
+
+func TestWhatKeepsChangingIsNamed(t *testing.T) {
+	dir, p := meadow(t)
+	n := 0
+	opts := func() CaptureOptions {
+		return CaptureOptions{pauses: quickPauses(), Cache: nil, Sink: &meddler{do: func(int) {
+			n++
+			must(t, os.WriteFile(p("a/one"), fmt.Append(nil, n), 0o644))
+			must(t, os.WriteFile(p(fmt.Sprintf("b/n%d", n)), nil, 0o644))
+		}}}
+	}
+	_, _, err := Capture(t.Context(), dir, opts())
+	var ce *ChangedError
+	if !errors.As(err, &ce) || !errors.Is(err, ErrChanged) || !slices.Equal(ce.Paths, []string{"a/one", "b", fmt.Sprintf("b/n%d", n)}) {
+		t.Fatalf("%v", err)
+	}
+	o := opts()
+	o.AllowChanged = func(p string) bool { return p == "a/one" || strings.HasPrefix(p, "b/") }
+	m, st, err := Capture(t.Context(), dir, o)
+	must(t, err)
+	if e, _ := m.Lookup("a/one"); e == nil || !slices.Contains(st.Changed, "a/one") || st.Again != 0 {
+		t.Errorf("allowed: %+v, %+v", e, st)
+	}
+	if !strings.Contains(strings.Join(st.Notes(), "\n"), `"a/one" changed while`) {
+		t.Errorf("notes %q", st.Notes())
+	}
+}
+
+func TestAnAllowedFileThatShrinksIsFilled(t *testing.T) {
+	dir, p := meadow(t)
+	long := noise(1, 12<<20)
+	must(t, os.WriteFile(p("log/big"), long, 0o644))
+	shrink := &meddler{do: func(int) {
+		must(t, os.WriteFile(p("log/big"), long, 0o644))
+		must(t, os.Truncate(p("log/big"), 3<<20))
+		must(t, os.Truncate(p("log/big"), int64(5+time.Now().UnixNano()%5)<<20))
+	}}
+	m, _, err := Capture(t.Context(), dir, CaptureOptions{Sink: shrink, AllowChanged: func(p string) bool { return p == "log/big" }})
+	must(t, err)
+	must(t, m.Validate())
+}
+
+// What is left out may change for ever, and with it the times of its directory.
+func TestWhatIsLeftOutNeverMatters(t *testing.T) {
+	dir, p := meadow(t)
+	n := 0
+	_, st, err := Capture(t.Context(), dir, CaptureOptions{pauses: []time.Duration{},
+		Exclude: func(p string, _ bool) bool { return strings.HasPrefix(p, "log/") || strings.HasSuffix(p, ".tmp") },
+		Sink: &meddler{do: func(int) {
+			n++
+			must(t, os.WriteFile(p(fmt.Sprintf("log/%d", n)), nil, 0o644))
+			must(t, os.WriteFile(p("a/x.tmp"), fmt.Append(nil, n), 0o644))
+		}}})
+	must(t, err)
+	if st.Again != 0 {
+		t.Errorf("%+v", st)
+	}
+	_, _, err = Capture(t.Context(), dir, CaptureOptions{pauses: []time.Duration{},
+		Exclude: func(p string, _ bool) bool { return strings.HasPrefix(p, "log/") },
+		Sink:    &meddler{do: func(int) { must(t, os.Chmod(p("log"), 0o700+fs.FileMode(n))) }}})
+	if !errors.Is(err, ErrChanged) || !strings.Contains(err.Error(), `"log"`) {
+		t.Errorf("the mode of such a directory: %v", err)
+	}
+}
+
+// A change in the same tick of the clock as the one before leaves the same ctime.
+func TestWhatIsFreshIsLookedAtTwice(t *testing.T) {
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, "f"), nil, 0o600))
+	_, st := captureDir(t, dir, CaptureOptions{})
+	if st.Again == 0 {
+		t.Errorf("%+v", st)
+	}
+	time.Sleep(2 * tick)
+	if _, st := captureDir(t, dir, CaptureOptions{}); st.Again != 0 {
+		t.Errorf("when it is old: %+v", st)
+	}
+}
