@@ -107,7 +107,7 @@ func OpenBackend(ctx context.Context, b Backend) (*Store, error) {
 	}
 	var c config
 	if err := json.Unmarshal(raw, &c); err != nil {
-		return nil, fmt.Errorf("read %s: %w", configName, err)
+		return nil, &CorruptError{Where: configName, Err: err}
 	}
 	switch {
 	case c.Format != Format:
