@@ -25,7 +25,7 @@ import (
 )
 
 func (p *program) imageCommand() *cli.Command {
-	return noun("image", "make, list and verify golden images",
+	return noun("image", "make, show, compare, verify and remove golden images",
 		verb{name: "build", usage: "build an image of a Debian release", args: "NAME",
 			about: `Builds a Debian tree with mmdebstrap and stores it as image NAME (name or name:tag). Besides
   --include it holds what a node needs to boot and to be managed: Debian's ordinary kernel with a
@@ -60,6 +60,7 @@ func (p *program) imageCommand() *cli.Command {
   is taken out of use stays in the store's directory damaged/.`,
 			examples: []string{"ingot image verify", "ingot image verify web:2", "ingot image verify --repair"},
 			flags:    []cli.Flag{&cli.BoolFlag{Name: "repair", Usage: "take damaged packs out of use"}, jsonFlag()}, run: p.imageVerify}.command(),
+		p.imageTagVerb(), p.imageRmVerb(), p.imagePruneVerb(),
 	)
 }
 

@@ -191,9 +191,13 @@ func resolveImage(ctx context.Context, w *world, text string) (digest.ID, error)
 	}
 	id, err := w.images.Resolve(ctx, text)
 	if errors.Is(err, store.ErrMissing) {
-		return id, withHint(fmt.Errorf("image %q: %w", text, store.ErrMissing), "`ingot image list` shows the images of this site")
+		return id, noImage(text)
 	}
 	return id, err
+}
+
+func noImage(text string) error {
+	return withHint(fmt.Errorf("image %q: %w", text, store.ErrMissing), "`ingot image list` shows the images of this site")
 }
 
 func (p *program) imageVerify(c *cli.Context) error {

@@ -16,6 +16,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"ingot/imager"
+	"ingot/imager/store"
 	"ingot/installer/netboot"
 	"ingot/inventory"
 	"ingot/site"
@@ -37,12 +38,15 @@ func TestMain(m *testing.M) {
 //	json                       standard output is one JSON value, of lower-case keys
 //	damage flip|cut|remove     damages the largest pack of .ingot/store; its name is $PACK
 //	unarmed                    no node of the site is armed, nor has an installation begun
+//	runs NODE IMAGE            records that NODE has been brought to IMAGE
+//	held CODE ingot ARG...     as status, while another process reads the store
 //	overlay NODE IMAGE         writes what NODE has on top of IMAGE below overlay/
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"status": scriptStatus, "json": scriptJSON, "damage": scriptDamage, "overlay": scriptOverlay, "unarmed": scriptUnarmed,
+			"runs": scriptRuns, "held": scriptHeld,
 		},
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("HOME", e.WorkDir)
@@ -199,6 +203,32 @@ func scriptUnarmed(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) > 0 || len(installs) > 0 {
 		ts.Fatalf("installations: %v", installs)
 	}
+}
+
+func scriptRuns(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: runs NODE IMAGE")
+	}
+	ctx := context.Background()
+	s, err := site.Load(ts.MkAbs("."))
+	ts.Check(err)
+	w, err := openWorldOf(ctx, s)
+	ts.Check(err)
+	defer w.Close()
+	id, err := w.images.Resolve(ctx, args[1])
+	ts.Check(err)
+	list, err := w.state.Generations(ctx, args[0])
+	ts.Check(err)
+	ts.Check(w.state.AddGeneration(ctx, inventory.Generation{Node: args[0], Number: len(list) + 1, Ref: args[1], Image: id.String(), Kind: "push", Mode: "live", By: "test"}))
+}
+
+func scriptHeld(ts *testscript.TestScript, neg bool, args []string) {
+	s, err := store.Open(ts.MkAbs(".ingot/store"))
+	ts.Check(err)
+	release, err := s.Lock(context.Background(), false)
+	ts.Check(err)
+	defer release()
+	scriptStatus(ts, neg, args)
 }
 
 func scriptOverlay(ts *testscript.TestScript, neg bool, args []string) {

@@ -86,10 +86,12 @@ func (r references) hold() []digest.ID {
 
 // of are the nodes of one image.
 func (r references) of(id digest.ID) nodesOf {
-	if n := r[id]; n != nil {
-		return *n
+	n := nodesOf{Runs: []string{}, Keeps: []string{}}
+	if at := r[id]; at != nil {
+		n.Runs, n.Keeps = append(n.Runs, at.Runs...), append(n.Keeps, at.Keeps...)
+		n.Installs, n.Given = at.Installs, at.Given
 	}
-	return nodesOf{}
+	return n
 }
 
 // words is `run by n[01-02], kept by n03`, or "".

@@ -134,3 +134,20 @@ func (s *Store) setAside(ctx context.Context, name, to string) error {
 	}
 	return s.b.Remove(ctx, name)
 }
+
+// Aside says how many files repairs have taken out of use, and their bytes.
+func (s *Store) Aside(ctx context.Context) (files int, bytes int64, err error) {
+	names, err := s.b.List(ctx, "damaged")
+	if err != nil {
+		return 0, 0, fmt.Errorf("list damaged objects: %w", err)
+	}
+	for _, name := range names {
+		o, err := s.b.Open(ctx, "damaged/"+name)
+		if err != nil {
+			return 0, 0, err
+		}
+		files, bytes = files+1, bytes+o.Size()
+		o.Close()
+	}
+	return files, bytes, nil
+}
