@@ -1,15 +1,21 @@
 package rollback
 
 import (
+	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/pprof"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ingot/internal/digest"
 )
 
 // TestLargeRollback measures a rollback of 1,849 changes on a tree of 35,000
@@ -72,4 +78,69 @@ func TestLargeRollback(t *testing.T) {
 	rsync := time.Since(start)
 	t.Logf("%d steps of %d entries: %v (plan %v, stage %v, switch %v); rsync without --checksum %v",
 		len(p.Steps), len(w.mold.Entries), took, planned, staged-planned, took-staged, rsync)
+}
+
+// TestPlanOfNothing measures the plan of what a tree already is, in a process
+// of its own: INGOT_BENCH_TREE names a copy of a real root, which gets a .ingot.
+func TestPlanOfNothing(t *testing.T) {
+	dir := os.Getenv("INGOT_BENCH_TREE")
+	if dir == "" {
+		t.Skip("INGOT_BENCH_TREE is not set: it names the tree to be measured")
+	}
+	n := open(t, dir)
+	n.Log = slog.Default()
+	if _, err := n.Current(); errors.Is(err, ErrNoGeneration) {
+		m := snapshot(t, dir)
+		ok(t, n.Record(bg(), Generation{Image: "bench:1"}, m, m, statsOf(t, dir, m)))
+	}
+	for range 5 {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), killOp+"=plan", killIn+"="+dir)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		t.Logf("%s, user %v, system %v", out, cmd.ProcessState.UserTime(), cmd.ProcessState.SystemTime())
+	}
+}
+
+// planNothing is the child of TestPlanOfNothing.
+func planNothing(n *Node) error {
+	start := time.Now()
+	target, found, err := n.Known(digest.ID{}, digest.ID{})
+	if err != nil || !found {
+		return fmt.Errorf("no target: %w", err)
+	}
+	known := time.Since(start)
+	p, err := n.Plan(bg(), Target{Manifest: target})
+	if err != nil {
+		return err
+	}
+	took := time.Since(start)
+	status, err := os.ReadFile("/proc/self/status")
+	for line := range strings.Lines(string(status)) {
+		if hwm, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			fmt.Printf("%d entries, %d steps: %v, of it target %v, VmHWM %s", len(target.Entries), len(p.Steps), took, known, strings.Join(strings.Fields(hwm), " "))
+		}
+	}
+	if f := os.Getenv("INGOT_BENCH_PROFILE"); f != "" {
+		w, err := os.Create(f)
+		if err != nil {
+			return err
+		}
+		defer w.Close()
+		if err := pprof.StartCPUProfile(w); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+		for range 20 {
+			if target, _, err = n.Known(digest.ID{}, digest.ID{}); err != nil {
+				return err
+			}
+			if _, err = n.Plan(bg(), Target{Manifest: target}); err != nil {
+				return err
+			}
+		}
+	}
+	return err
 }

@@ -4,96 +4,159 @@ import (
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
-	"slices"
 	"time"
 
+	"ingot/internal/digest"
 	"ingot/internal/entry"
 	"ingot/internal/manifest"
 	"ingot/internal/slogx"
 )
 
-// cacheMagic begins the stat cache: a generation number, then path and Stat
-// of each file, all numbers varints, and a CRC-32C of it all.
-const cacheMagic = "ingot statcache 1\n"
+// cacheMagic begins the stat cache: the generation, the digest of its as-done
+// manifest, how many of its entries are known; then for each of these how many
+// entries come between it and the one before, 1 when the metadata can be
+// trusted too, and its state; all numbers varints, many of them differences to
+// the one before. A CRC-32C of it all ends it.
+const cacheMagic = "ingot statcache 2\n"
 
-// settled is how long a file must not have been written for its inode to be
-// trusted: a write within the resolution of the clock leaves no trace.
+// settled is how long an inode must not have been changed to be trusted: a
+// change within the resolution of the clock leaves no trace.
 const settled = 2 * time.Second
 
-// trustable picks the files whose inode says all: unwritten since it got the
-// time that the manifest says, and that some time ago. Writing sets the time
-// to now; setting it back leaves its mark in the ctime.
-func trustable(m *manifest.Manifest, stats map[string]entry.Stat, now time.Time) map[string]entry.Stat {
-	out := make(map[string]entry.Stat, len(stats))
-	for path, st := range stats {
-		if e, ok := m.Lookup(path); ok && e.Type == entry.File && unwritten(e, st, now) {
-			out[path] = st
+// known is a state in which an inode has what the manifest says.
+type known struct {
+	entry.Stat      // Ino 0: no state is known
+	meta       bool // in metadata too, attributes and link target included
+}
+
+// states are those of the entries of a manifest, in its order. The zero value knows none.
+type states []known
+
+// of returns the state of entry i, which may be -1.
+func (s states) of(i int) known {
+	if i < 0 || i >= len(s) {
+		return known{}
+	}
+	return s[i]
+}
+
+// trust says what an inode in state st, which has the content and perhaps the
+// metadata of e, can be trusted for: of content when it was not written since
+// it got the time that the manifest says, and that some time ago. Writing sets
+// the time to now; setting it back leaves its mark in the ctime. Metadata
+// leaves no mark but that. when is before st was taken.
+func trust(e *entry.Entry, st entry.Stat, meta bool, when time.Time) known {
+	before := when.Add(-settled).UnixNano()
+	k := known{st, meta && st.CTime < before}
+	if st.MTime != e.ModTime || st.MTime >= before || e.Type == entry.File && st.Size != e.Size || e.Type != entry.File && !k.meta {
+		return known{}
+	}
+	return k
+}
+
+// trustable picks the states that can be trusted from those that somebody else
+// took while it read the tree. Of metadata they say nothing.
+func trustable(m *manifest.Manifest, stats map[string]entry.Stat, when time.Time) states {
+	out := make(states, len(m.Entries))
+	for i := range m.Entries {
+		e := &m.Entries[i]
+		if st, ok := stats[e.Path]; ok {
+			out[i] = trust(e, st, true, when)
 		}
 	}
 	return out
 }
 
-func unwritten(e *entry.Entry, st entry.Stat, now time.Time) bool {
-	return st.Size == e.Size && st.MTime == e.ModTime && st.MTime < now.Add(-settled).UnixNano()
-}
-
 // writeCache replaces the stat cache.
-func (n *Node) writeCache(gen int, stats map[string]entry.Stat) error {
-	return n.writeState(in("statcache"), encodeCache(gen, stats))
+func (n *Node) writeCache(gen int, id digest.ID, m *manifest.Manifest, s states) error {
+	return n.writeState(in("statcache"), encodeCache(gen, id, m, s))
 }
 
-func encodeCache(gen int, stats map[string]entry.Stat) []byte {
-	w := &writer{b: []byte(cacheMagic)}
-	w.uint(uint64(gen))
-	w.uint(uint64(len(stats)))
-	paths := make([]string, 0, len(stats))
-	for p := range stats {
-		paths = append(paths, p)
+func encodeCache(gen int, id digest.ID, m *manifest.Manifest, s states) []byte {
+	count := 0
+	for i := range s {
+		if s[i].Ino != 0 {
+			count++
+		}
 	}
-	slices.Sort(paths)
-	for _, p := range paths {
-		w.text(p)
-		w.stat(stats[p])
+	w := &writer{b: make([]byte, 0, 64+16*count)}
+	w.b = append(w.b, cacheMagic...)
+	w.uint(uint64(gen))
+	w.id(id)
+	w.uint(uint64(count))
+	last, at := entry.Stat{}, -1
+	for i := range s {
+		k := &s[i]
+		if k.Ino == 0 {
+			continue
+		}
+		flags := uint64(0)
+		if k.meta {
+			flags = 1
+		}
+		w.uint(uint64(i-at-1)<<1 | flags)
+		w.int(int64(k.Dev - last.Dev))
+		w.int(int64(k.Ino - last.Ino))
+		w.int(k.CTime - last.CTime)
+		w.uint(k.Nlink)
+		if m.Entries[i].Type != entry.File {
+			w.uint(uint64(k.Size))
+		}
+		last, at = k.Stat, i
 	}
 	return binary.LittleEndian.AppendUint32(w.b, crc32.Checksum(w.b, castagnoli()))
 }
 
-// readCache returns the stat cache of a generation; an absent, damaged or
-// older one is empty, which costs time and nothing else.
-func (n *Node) readCache(gen int) map[string]entry.Stat {
+// readCache returns the stat cache of a generation with its manifest; an
+// absent, damaged or older one is empty, which costs time and nothing else.
+func (n *Node) readCache(g Generation, m *manifest.Manifest) states {
 	b, err := n.readState(in("statcache"))
 	if err != nil {
 		return nil
 	}
-	of, stats, ok := decodeCache(b)
-	if !ok {
+	gen, id, s, ok := decodeCache(b, m, func(gen int, id digest.ID) bool { return gen == g.Number && id == g.Manifest })
+	if !ok && (gen == 0 || gen == g.Number && id == g.Manifest) {
 		n.log().Warn("stat cache is damaged: ignored", slogx.Path, in("statcache"))
-		return nil
 	}
-	if of != gen {
-		return nil
-	}
-	return stats
+	return s
 }
 
-func decodeCache(b []byte) (gen int, stats map[string]entry.Stat, ok bool) {
+// decodeCache reads a stat cache if it is the one of m, as mine says.
+func decodeCache(b []byte, m *manifest.Manifest, mine func(gen int, id digest.ID) bool) (gen int, id digest.ID, s states, ok bool) {
 	end := len(b) - 4
 	if end < len(cacheMagic) || string(b[:len(cacheMagic)]) != cacheMagic ||
 		binary.LittleEndian.Uint32(b[end:]) != crc32.Checksum(b[:end], castagnoli()) {
-		return 0, nil, false
+		return 0, id, nil, false
 	}
 	r := &reader{b: b[len(cacheMagic):end]}
-	gen = int(r.uint())
-	count := r.uint()
-	stats = make(map[string]entry.Stat, min(count, 1<<20))
-	for range count {
-		p := r.text()
-		stats[p] = r.stat()
-		if r.bad {
-			return 0, nil, false
-		}
+	gen, id = int(r.uint()), r.id()
+	if r.bad || !mine(gen, id) {
+		return gen, id, nil, false
 	}
-	return gen, stats, !r.bad && len(r.b) == 0
+	s = make(states, len(m.Entries))
+	last, at := entry.Stat{}, -1
+	for left := r.uint(); left > 0 && !r.bad; left-- {
+		v := r.uint()
+		if v>>1 >= uint64(len(s)-at-1) {
+			r.fail()
+			break
+		}
+		at += int(v>>1) + 1
+		e := &m.Entries[at]
+		st := entry.Stat{Dev: last.Dev + uint64(r.int()), Ino: last.Ino + uint64(r.int()), MTime: e.ModTime, Size: e.Size}
+		st.CTime, st.Nlink = last.CTime+r.int(), r.uint()
+		if e.Type != entry.File {
+			st.Size = int64(r.uint())
+		}
+		if st.Ino == 0 {
+			r.fail()
+		}
+		s[at], last = known{st, v&1 == 1}, st
+	}
+	if r.bad || len(r.b) > 0 {
+		return gen, id, nil, false
+	}
+	return gen, id, s, true
 }
 
 // Unchanged returns a look-up of files that are known to hold what the
@@ -108,22 +171,16 @@ func (n *Node) Unchanged() (func(path string, st entry.Stat) (*entry.Entry, bool
 	if err != nil {
 		return none, err
 	}
-	stats := n.readCache(cur.Number)
-	if len(stats) == 0 {
-		return none, nil
-	}
 	m, err := n.Manifest(cur.Number)
 	if err != nil {
 		return none, err
 	}
+	cache, at := n.readCache(cur, m), indexOf(m)
 	return func(path string, st entry.Stat) (*entry.Entry, bool) {
-		if known, ok := stats[path]; !ok || known != st {
+		i := at.at(path)
+		if was := cache.of(i); was.Ino == 0 || was.Stat != st || m.Entries[i].Type != entry.File {
 			return nil, false
 		}
-		e, ok := m.Lookup(path)
-		if ok && e.Link != "" {
-			e, ok = m.Lookup(e.Link)
-		}
-		return e, ok && e.Type == entry.File
+		return at.content(&m.Entries[i]), true
 	}, nil
 }

@@ -8,19 +8,14 @@ import (
 	"ingot/internal/pattern"
 )
 
-// rules say which paths a comparison looks at and what it does about local changes.
-type rules struct {
+// leaves say what is left alone.
+type leaves struct {
 	owned    []pattern.List // of several generations: one that matches is enough
 	volatile pattern.List
-	seed     pattern.List
-	derived  map[string]bool
-	policy   Policy
-	only     func(path string) bool // what is compared; nil: everything
-	part     *part                  // nil: the whole tree
 }
 
 // left says why path is left alone wherever it comes from.
-func (r *rules) left(path string) Leave {
+func (r *leaves) left(path string) Leave {
 	if r.volatile.Match(path) {
 		return Volatile
 	}
@@ -33,8 +28,29 @@ func (r *rules) left(path string) Leave {
 }
 
 // covers reports whether everything in dir is left alone.
-func (r *rules) covers(dir string) bool {
+func (r *leaves) covers(dir string) bool {
 	return r.volatile.Covers(dir) || slices.ContainsFunc(r.owned, func(l pattern.List) bool { return l.Covers(dir) })
+}
+
+// below returns what can matter in dir: mostly nothing.
+func (r *leaves) below(dir string) leaves {
+	out := leaves{volatile: r.volatile.Below(dir)}
+	for _, l := range r.owned {
+		if l = l.Below(dir); !l.Empty() {
+			out.owned = append(out.owned, l)
+		}
+	}
+	return out
+}
+
+// rules say which paths a comparison looks at and what it does about local changes.
+type rules struct {
+	leaves
+	seed    pattern.List
+	derived map[string]bool
+	policy  Policy
+	only    func(path string) bool // what is compared; nil: everything
+	part    *part                  // nil: the whole tree
 }
 
 // row is one path in the comparison: what it was given, has, is to get, and
@@ -50,6 +66,7 @@ type row struct {
 	doneNow bool         // done is what is there, rather than what the target says
 	replace bool
 	touched bool // a directory that gains or loses a name
+	up      int  // the row of its directory; -1: none
 }
 
 // comparison is a pure function of its four inputs; compare runs it.
@@ -59,7 +76,6 @@ type comparison struct {
 	rules        *rules
 
 	rows []row
-	at   map[string]int
 	plan *Plan
 }
 
@@ -80,39 +96,51 @@ func compare(base *index, l *live, target *index, r *rules) *Plan {
 
 // collect makes a row for each path of any of the three, in tree order.
 func (c *comparison) collect() {
-	seen := map[string]bool{}
-	add := func(path string) {
-		if !seen[path] && (c.rules.only == nil || c.rules.only(path) || c.live.get(path) != nil) {
-			seen[path] = true
-			c.rows = append(c.rows, row{path: path, b: c.base.get(path), t: c.target.get(path), l: c.live.get(path)})
+	c.rows = make([]row, 0, max(len(c.live.items), len(c.target.m.Entries))+16)
+	lives := c.live.items
+	pairs(c.base.m, c.target.m, func(b, t *entry.Entry) {
+		path := ""
+		if b != nil {
+			path = b.Path
+		} else {
+			path = t.Path
 		}
-	}
-	for i := range c.live.items {
-		add(c.live.items[i].Path)
-	}
-	for _, x := range []*index{c.target, c.base} {
-		for i := range x.m.Entries {
-			add(x.m.Entries[i].Path)
+		for len(lives) > 0 && entry.Before(lives[0].Path, path) {
+			c.rows = append(c.rows, row{path: lives[0].Path, l: lives[0]})
+			lives = lives[1:]
 		}
-	}
-	slices.SortFunc(c.rows, func(a, b row) int {
-		if a.path == b.path {
-			return 0
+		w := row{path: path, b: b, t: t}
+		if len(lives) > 0 && lives[0].Path == path {
+			w.l, lives = lives[0], lives[1:]
+		} else if c.rules.only != nil && !c.rules.only(path) {
+			return
 		}
-		if entry.Before(a.path, b.path) {
-			return -1
-		}
-		return 1
+		c.rows = append(c.rows, w)
 	})
-	c.at = make(map[string]int, len(c.rows))
-	var mount string
+	for _, l := range lives {
+		c.rows = append(c.rows, row{path: l.Path, l: l})
+	}
+	c.place()
+}
+
+// place finds for each row that of its directory, and what is left alone.
+func (c *comparison) place() {
+	var open []int // rows that this one is in, or might be
+	mount := ""
 	for i := range c.rows {
 		w := &c.rows[i]
-		c.at[w.path] = i
+		for len(open) > 0 && !within(w.path, c.rows[open[len(open)-1]].path) {
+			open = open[:len(open)-1]
+		}
+		w.up = -1
+		if len(open) > 0 && c.rows[open[len(open)-1]].path == parentOf(w.path) {
+			w.up = open[len(open)-1]
+		}
+		open = append(open, i)
 		switch {
 		case mount != "" && under(w.path, mount):
 			w.alone = Mount
-		case w.l != nil && w.l.alone != "":
+		case w.l != nil:
 			w.alone = w.l.alone
 			if w.alone == Mount {
 				mount = w.path
@@ -123,15 +151,12 @@ func (c *comparison) collect() {
 	}
 }
 
-func under(path, dir string) bool {
-	return len(path) > len(dir) && path[len(dir)] == '/' && path[:len(dir)] == dir
-}
-
-func (c *comparison) row(path string) *row {
-	if i, ok := c.at[path]; ok {
-		return &c.rows[i]
+// parent returns the row of the directory that w is in, nil when it is not compared.
+func (c *comparison) parent(w *row) *row {
+	if w.up < 0 {
+		return nil
 	}
-	return nil
+	return &c.rows[w.up]
 }
 
 func (c *comparison) note(path, why string) { c.plan.Notes = append(c.plan.Notes, Note{path, why}) }
@@ -167,7 +192,7 @@ func (c *comparison) decide(w *row) {
 func (w *row) keep() {
 	w.kept, w.goal = true, nil
 	if w.l != nil {
-		w.goal = &w.l.Entry
+		w.goal = w.l.Entry
 	}
 }
 
@@ -194,7 +219,7 @@ func (c *comparison) leave(w *row) {
 func (c *comparison) conflict(w *row) {
 	k := Conflict{Path: w.path, Kind: c.kind(w), Base: w.b, Target: w.t, Action: c.rules.policy.decide(w.path)}
 	if w.l != nil {
-		k.Now = &w.l.Entry
+		k.Now = w.l.Entry
 	}
 	k.Both = w.b == nil && w.t != nil || w.b != nil && (w.t == nil || !sameEntry(c.base, w.b, c.target, w.t))
 	c.plan.Conflicts = append(c.plan.Conflicts, k)
@@ -235,7 +260,7 @@ func (c *comparison) isTarget(w *row) bool {
 	if w.l == nil || w.t == nil {
 		return w.l == nil && w.t == nil
 	}
-	return c.sameBut(w.l, w.t, w.l.sameTarget) && sameButTime(&w.l.Entry, w.t)
+	return c.sameBut(w.l, w.t, w.l.sameTarget) && sameButTime(w.l.Entry, w.t)
 }
 
 // changed reports whether the node made the path something else than it was given.
@@ -243,16 +268,14 @@ func (c *comparison) changed(w *row) bool {
 	if w.l == nil || w.b == nil {
 		return w.l != nil || w.b != nil
 	}
-	return !c.sameBut(w.l, w.b, w.l.sameBase) || !sameButTime(&w.l.Entry, w.b)
+	return !c.sameBut(w.l, w.b, w.l.sameBase) || !sameButTime(w.l.Entry, w.b)
 }
 
 // sameButTime compares metadata without the modification time: a file that
 // was only touched, or a directory in which something came and went, has lost
 // nothing that a person would miss.
 func sameButTime(a, b *entry.Entry) bool {
-	x := *a
-	x.ModTime = b.ModTime
-	return entry.SameMeta(&x, b)
+	return a.Mode == b.Mode && a.UID == b.UID && a.GID == b.GID && slices.Equal(a.Xattrs, b.Xattrs)
 }
 
 // parents sees to it that whatever stays or comes has a directory to be in.
@@ -265,7 +288,7 @@ func (c *comparison) parents() {
 		if w.goal == nil {
 			continue
 		}
-		up := c.row(parentOf(w.path))
+		up := c.parent(w)
 		if up == nil {
 			continue // out of a rollback's scope: unchanged on both sides
 		}

@@ -73,7 +73,8 @@ func parseLive(t *testing.T, text string, base, target *index, r *rules) *live {
 		if inode[root] == 0 {
 			inode[root] = uint64(i + 1)
 		}
-		it := item{Entry: e, stat: entry.Stat{Ino: inode[root], MTime: e.ModTime, Size: e.Size}, alone: r.left(e.Path)}
+		own := e
+		it := item{Entry: &own, base: base.get(e.Path), target: target.get(e.Path), stat: entry.Stat{Ino: inode[root], MTime: e.ModTime, Size: e.Size}, alone: r.left(e.Path)}
 		it.Entry.Link = ""
 		content := x.content(&e)
 		if e.Type == entry.File && it.alone == "" {
@@ -88,7 +89,8 @@ func parseLive(t *testing.T, text string, base, target *index, r *rules) *live {
 		links[inode[root]]++
 		items = append(items, it)
 	}
-	l := sorted(items)
+	l := &live{}
+	l.flat(items)
 	for i := range l.items {
 		l.items[i].stat.Nlink = links[l.items[i].stat.Ino]
 		for _, line := range strings.Split(text, ";") {
@@ -229,7 +231,7 @@ func TestCompare(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			base, target := parseManifest(t, tt.base), parseManifest(t, tt.target)
-			r := &rules{owned: []pattern.List{list(t, owned)}, derived: map[string]bool{tt.derived: true},
+			r := &rules{leaves: leaves{owned: []pattern.List{list(t, owned)}}, derived: map[string]bool{tt.derived: true},
 				seed:   list(t, strings.Fields(tt.seed)...),
 				policy: Policy{Keep: list(t, strings.Fields(tt.keep)...), Take: list(t, strings.Fields(tt.take)...), Default: tt.def}}
 			p := compare(base, parseLive(t, tt.live, base, target, r), target, r)

@@ -105,12 +105,17 @@ func (n *Node) Manifest(num int) (*manifest.Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := n.readManifest(genDir(num, "manifest"))
+	path := genDir(num, "manifest")
+	b, err := n.readState(path)
 	if err != nil {
 		return nil, err
 	}
-	if id := m.ID(); id != g.Manifest {
+	if id := digest.Of(b); id != g.Manifest {
 		return nil, fmt.Errorf("manifest of generation %d: is %s, should be %s: %w", num, id.Short(), g.Manifest.Short(), ErrCorrupt)
+	}
+	m, err := manifest.Decode(b)
+	if err != nil {
+		return nil, fmt.Errorf("read %q: %w: %w", path, ErrCorrupt, err)
 	}
 	return m, nil
 }
@@ -174,42 +179,49 @@ func (n *Node) Record(ctx context.Context, g Generation, m, target *manifest.Man
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := n.record(g, m, target); err != nil {
+	id, err := n.record(g, m, target)
+	if err != nil {
 		return fmt.Errorf("record generation %d: %w", g.Number, err)
 	}
-	return n.writeCache(g.Number, trustable(m, stats, n.now()))
+	return n.writeCache(g.Number, id, m, trustable(m, stats, n.now()))
 }
 
-// record writes a generation beside the others and moves it among them.
-func (n *Node) record(g Generation, m, target *manifest.Manifest) error {
+// record writes a generation beside the others and moves it among them. It
+// returns the digest of m.
+func (n *Node) record(g Generation, m, target *manifest.Manifest) (digest.ID, error) {
 	tmp := in("generations", "new")
-	if err := n.remove(tmp); err != nil {
-		return err
-	}
-	if err := n.sys.mkdir(n.top, tmp, 0o700); err != nil {
-		return err
-	}
-	if target != nil {
-		var err error
-		if g.Target, err = n.putTarget(tmp, target); err != nil {
-			return err
-		}
-	}
-	if err := n.writeGeneration(tmp, g, m); err != nil {
-		return err
+	id, err := n.recordIn(tmp, g, m, target)
+	if err != nil {
+		return id, err
 	}
 	if err := n.sys.syncfs(n.top); err != nil {
-		return err
+		return id, err
 	}
 	if err := n.sys.move(n.top, tmp, n.top, genDir(g.Number)); err != nil {
-		return err
+		return id, err
 	}
 	n.log().Info("generation recorded", slogx.Gen, g.Number, slogx.Image, g.Image)
-	return n.sys.fsyncDir(n.top, in("generations"))
+	return id, n.sys.fsyncDir(n.top, in("generations"))
 }
 
-// writeGeneration writes meta.json and manifest into the directory of a new generation.
-func (n *Node) writeGeneration(dir string, g Generation, m *manifest.Manifest) error {
+func (n *Node) recordIn(dir string, g Generation, m, target *manifest.Manifest) (id digest.ID, err error) {
+	if err := n.remove(dir); err != nil {
+		return id, err
+	}
+	if err := n.sys.mkdir(n.top, dir, 0o700); err != nil {
+		return id, err
+	}
+	if target != nil {
+		if g.Target, err = n.putTarget(dir, target); err != nil {
+			return id, err
+		}
+	}
+	return n.writeGeneration(dir, g, m)
+}
+
+// writeGeneration writes meta.json and manifest into the directory of a new
+// generation. It returns the digest of the manifest.
+func (n *Node) writeGeneration(dir string, g Generation, m *manifest.Manifest) (digest.ID, error) {
 	if g.When.IsZero() {
 		g.When = n.now().UTC()
 	}
@@ -219,9 +231,9 @@ func (n *Node) writeGeneration(dir string, g Generation, m *manifest.Manifest) e
 	b := m.Encode()
 	g.Manifest = digest.Of(b)
 	if err := n.putState(dir+"/manifest", b); err != nil {
-		return err
+		return g.Manifest, err
 	}
-	return n.putState(dir+"/meta.json", encodeMeta(g))
+	return g.Manifest, n.putState(dir+"/meta.json", encodeMeta(g))
 }
 
 func encodeMeta(g Generation) []byte {
@@ -266,18 +278,6 @@ func (n *Node) numbers() ([]int, error) {
 	}
 	slices.Sort(nums)
 	return nums, nil
-}
-
-func (n *Node) readManifest(path string) (*manifest.Manifest, error) {
-	b, err := n.readState(path)
-	if err != nil {
-		return nil, err
-	}
-	m, err := manifest.Decode(b)
-	if err != nil {
-		return nil, fmt.Errorf("read %q: %w: %w", path, ErrCorrupt, err)
-	}
-	return m, nil
 }
 
 // retire removes what retention does not keep, oldest first. A generation

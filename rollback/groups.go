@@ -2,23 +2,24 @@ package rollback
 
 import "ingot/internal/entry"
 
-// group is a set of names that are to be one inode.
-type group struct {
-	rows []*row
-}
-
 // groups decides for each name whether its entry can stay, changed in
 // metadata at most, or is replaced. The names of one inode stand or fall
 // together: they stay when the inode has the target's content and is shared
 // by exactly the names that the target says.
 func (c *comparison) groups() {
 	names := map[uint64]int{} // live names of an inode, within what is compared
+	heads := map[string]bool{}
 	for i := range c.rows {
-		if w := &c.rows[i]; w.l != nil && w.l.Type.Linkable() && w.alone == "" {
+		w := &c.rows[i]
+		if w.l != nil && w.l.Type.Linkable() && w.alone == "" && w.l.stat.Nlink > 1 {
 			names[w.l.stat.Ino]++
 		}
+		if w.goal != nil && w.goal.Link != "" {
+			heads[w.goal.Link] = true
+		}
 	}
-	byRoot := map[string]*group{}
+	byRoot := map[string][]*row{}
+	var one [1]*row
 	for i := range c.rows {
 		w := &c.rows[i]
 		if w.goal == nil || w.kept || w.l == nil && !w.goal.Type.Linkable() {
@@ -29,14 +30,16 @@ func (c *comparison) groups() {
 			continue
 		}
 		root := rootOf(w.goal)
-		if byRoot[root] == nil {
-			byRoot[root] = &group{}
+		if !heads[root] {
+			one[0] = w
+			w.replace = !c.stays(one[:], names)
+			continue
 		}
-		byRoot[root].rows = append(byRoot[root].rows, w)
+		byRoot[root] = append(byRoot[root], w)
 	}
-	for _, g := range byRoot {
-		if !c.stays(g, names) {
-			for _, w := range g.rows {
+	for _, rows := range byRoot {
+		if !c.stays(rows, names) {
+			for _, w := range rows {
 				w.replace = true
 			}
 		}
@@ -51,20 +54,20 @@ func rootOf(e *entry.Entry) string {
 	return e.Path
 }
 
-func (c *comparison) stays(g *group, names map[uint64]int) bool {
-	first := g.rows[0].l
+func (c *comparison) stays(rows []*row, names map[uint64]int) bool {
+	first := rows[0].l
 	if first == nil {
 		return false
 	}
-	for _, w := range g.rows {
+	for _, w := range rows {
 		if w.l == nil || !c.sameBut(w.l, w.goal, w.l.sameTarget) || w.l.stat.Ino != first.stat.Ino {
 			return false
 		}
 	}
-	if names[first.stat.Ino] != len(g.rows) {
+	if first.stat.Nlink > 1 && names[first.stat.Ino] != len(rows) || first.stat.Nlink <= 1 && len(rows) > 1 {
 		return false
 	}
 	// A name outside of what is compared (in /home, say) must not see its
 	// inode's metadata change: such a file gets a new inode.
-	return entry.SameMeta(&first.Entry, g.rows[0].goal) || first.stat.Nlink == uint64(len(g.rows))
+	return entry.SameMeta(first.Entry, rows[0].goal) || first.stat.Nlink == uint64(len(rows))
 }

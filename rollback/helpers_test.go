@@ -55,7 +55,7 @@ func snapshot(t testing.TB, dir string) *manifest.Manifest {
 	only, err := pattern.Parse([]string{"/.ingot"})
 	ok(t, err)
 	none := indexOf(nil)
-	s := &scanner{n: n, rules: &rules{volatile: only}, base: none, target: none}
+	s := &scanner{n: n, rules: &rules{leaves: leaves{volatile: only}}, base: none, target: none}
 	l, err := s.scan(context.Background(), nil)
 	ok(t, err)
 	m := adopt(l, none, none, cover{}).m

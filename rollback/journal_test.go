@@ -8,6 +8,7 @@ import (
 
 	"ingot/internal/digest"
 	"ingot/internal/entry"
+	"ingot/internal/manifest"
 )
 
 func someJournal() *journal {
@@ -115,16 +116,27 @@ func FuzzJournal(f *testing.F) {
 }
 
 func FuzzStatCache(f *testing.F) {
-	f.Add(encodeCache(7, map[string]entry.Stat{"a\xff": {Dev: 1, Ino: 2, Size: 3, MTime: -4, CTime: 5, Nlink: 6}, "b": {}}))
-	f.Add(encodeCache(0, nil))
+	m := &manifest.Manifest{Entries: []entry.Entry{{Path: ".", Type: entry.Dir}, {Path: "a\xff", Type: entry.File, Size: 3, ModTime: -4}, {Path: "b", Type: entry.Symlink}}}
+	all := states{{entry.Stat{Dev: 1, Ino: 9, Size: 4096, CTime: 7, Nlink: 2}, true}, {entry.Stat{Dev: 1, Ino: 2, Size: 3, MTime: -4, CTime: 5, Nlink: 6}, false}, {entry.Stat{Dev: 1 << 63, Ino: 1<<64 - 1, CTime: -1 << 63}, true}}
+	any := func(int, digest.ID) bool { return true }
+	id := digest.Of([]byte("m"))
+	for _, s := range []states{nil, all, {{}, all[1], {}}, {all[0], {}, all[2]}} {
+		b := encodeCache(7, id, m, s)
+		f.Add(b)
+		gen, of, got, ok := decodeCache(b, m, any)
+		for i := range s {
+			if !ok || gen != 7 || of != id || got[i] != s[i] {
+				f.Fatalf("%+v became %+v", s, got)
+			}
+		}
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		gen, stats, ok := decodeCache(b)
+		gen, of, s, ok := decodeCache(b, m, any)
 		if !ok {
 			return
 		}
-		gen2, stats2, ok := decodeCache(encodeCache(gen, stats))
-		if !ok || gen2 != gen || len(stats2) != len(stats) {
-			t.Fatalf("%d entries of generation %d became %d of %d", len(stats), gen, len(stats2), gen2)
+		if enc := encodeCache(gen, of, m, s); !bytes.Equal(b, enc) {
+			t.Fatalf("decoded %q, encodes to %q", b, enc)
 		}
 	})
 }

@@ -43,6 +43,8 @@ func victim() int {
 	switch os.Getenv(killOp) {
 	case "recover":
 		_, err = n.Recover(bg())
+	case "plan":
+		err = planNothing(n)
 	case "rollback":
 		_, err = n.Rollback(bg(), 0, Policy{}, "victim")
 	}

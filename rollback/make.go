@@ -34,18 +34,18 @@ func (n *Node) Plan(ctx context.Context, t Target) (*Plan, error) {
 	if err != nil {
 		return nil, fmt.Errorf("plan: %w", err)
 	}
-	r := &rules{volatile: volatile(t.Exact), owned: []pattern.List{nodeOwned(t.Exact, t.NodeOwned)}, seed: t.Seed,
+	r := &rules{leaves: leaves{volatile: volatile(t.Exact), owned: []pattern.List{nodeOwned(t.Exact, t.NodeOwned)}}, seed: t.Seed,
 		policy: t.Policy, derived: map[string]bool{}}
 	for _, d := range g.Derived {
 		r.derived[string(d)] = true
 	}
 	var base *manifest.Manifest
-	cache := map[string]entry.Stat(nil)
+	var cache states
 	if g.Number > 0 {
 		if base, err = n.Manifest(g.Number); err != nil {
 			return nil, fmt.Errorf("plan: %w", err)
 		}
-		cache = n.readCache(g.Number)
+		cache = n.readCache(g, base)
 	}
 	target, top := t.Manifest, ""
 	var sc *scope
@@ -71,7 +71,7 @@ func (n *Node) Plan(ctx context.Context, t Target) (*Plan, error) {
 	if t.Within == "" {
 		p.target = t.Manifest
 	}
-	return p, n.finish(ctx, p, l, s, cache)
+	return p, n.finish(ctx, p, l, s)
 }
 
 // volatile are the paths that nobody looks at.
@@ -97,22 +97,23 @@ func adopt(l *live, base, target *index, known cover) *index {
 		return base
 	}
 	c := &comparison{base: indexOf(nil), target: target, live: l}
-	b := &builder{}
+	b := newBuilder(len(l.items))
 	for i := range base.m.Entries {
 		if e := &base.m.Entries[i]; known.has(e.Path) || l.get(e.Path) == nil {
-			b.add(e, base.content(e), "m"+rootOf(e))
+			b.add(e, base.content(e), groupIn(1, e))
 		}
 	}
 	var taken []*item
-	for i := range l.items {
-		if it := &l.items[i]; it.alone == "" && !known.has(it.Path) {
-			b.add(&it.Entry, c.contentOf(it), liveGroup(it))
+	for _, it := range l.items {
+		if it.alone == "" && !known.has(it.Path) {
+			b.add(it.Entry, c.contentOf(it), liveGroup(it))
 			taken = append(taken, it)
 		}
 	}
 	out := indexOf(b.build(l))
+	at := cursor{out.m.Entries}
 	for _, it := range taken {
-		it.sameBase = it.Type == entry.File
+		it.base, it.sameBase = at.to(it.Path), it.Type == entry.File
 	}
 	return out
 }
@@ -184,10 +185,9 @@ func (n *Node) planBack(ctx context.Context, g, dest Generation, base, target *i
 		}
 		owned = append(owned, nodeOwned(x.Exact, list))
 	}
-	r := &rules{owned: owned, volatile: volatile(g.Exact && dest.Exact), policy: policy,
+	r := &rules{leaves: leaves{owned: owned, volatile: volatile(g.Exact && dest.Exact)}, policy: policy,
 		derived: map[string]bool{}, only: func(path string) bool { return sc.paths[path] }}
-	cache := n.readCache(g.Number)
-	s := &scanner{n: n, rules: r, base: base, target: target, cache: cache}
+	s := &scanner{n: n, rules: r, base: base, target: target, cache: n.readCache(g, base.m)}
 	l, err := s.scan(ctx, sc)
 	if err != nil {
 		return nil, fmt.Errorf("plan rollback: %w", err)
@@ -206,13 +206,14 @@ func (n *Node) planBack(ctx context.Context, g, dest Generation, base, target *i
 	if err != nil {
 		return nil, fmt.Errorf("plan rollback: %w", err)
 	}
-	return p, n.finish(ctx, p, l, s, cache)
+	return p, n.finish(ctx, p, l, s)
 }
 
 // finish adds to a plan what depends on the node: where content comes from,
 // what staging takes, who is writing, and which inodes can be trusted after it.
-func (n *Node) finish(ctx context.Context, p *Plan, l *live, s *scanner, cache map[string]entry.Stat) error {
+func (n *Node) finish(ctx context.Context, p *Plan, l *live, s *scanner) error {
 	p.Generation.Changes = len(p.Steps)
+	p.live, p.scan = l, s
 	for _, m := range []*manifest.Manifest{p.done, p.left} {
 		if err := m.Validate(); err != nil {
 			return fmt.Errorf("plan: what is to be recorded: %w", err)
@@ -222,7 +223,6 @@ func (n *Node) finish(ctx context.Context, p *Plan, l *live, s *scanner, cache m
 		return fmt.Errorf("plan: %w", err)
 	}
 	p.measure()
-	p.trust(l, s, cache, n.now().Add(-settled).UnixNano())
 	p.Notes = append(p.Notes, writers(p)...)
 	return nil
 }
@@ -238,10 +238,14 @@ func (n *Node) sources(ctx context.Context, p *Plan, l *live, s *scanner) error 
 		}
 	}
 	p.local = map[digest.ID]place{}
+	lives := l.items
 	for i := range s.base.m.Entries {
 		e := &s.base.m.Entries[i]
-		it := l.get(e.Path)
-		if it == nil && s.rules.only == nil || it != nil && !it.sameBase || e.Link != "" {
+		for len(lives) > 0 && entry.Before(lives[0].Path, e.Path) {
+			lives = lives[1:]
+		}
+		looked := len(lives) > 0 && lives[0].Path == e.Path
+		if !looked && s.rules.only == nil || looked && !lives[0].sameBase || e.Link != "" || len(want) == 0 {
 			continue
 		}
 		p.offer(want, e.Path, e)
@@ -339,44 +343,65 @@ func (p *Plan) measure() {
 	}
 }
 
-// trust picks the inodes that will be known to hold what the new generation
-// says: untouched ones as they are, touched ones by a look after the switch.
-func (p *Plan) trust(l *live, s *scanner, cache map[string]entry.Stat, before int64) {
-	p.cache = map[string]entry.Stat{}
+// states picks the inodes that are known to be what the new generation says:
+// those that the switch did not touch as the plan saw them, the others as they
+// are now, those that were not looked at as they were known before.
+func (n *Node) states(p *Plan) states {
 	touched := map[string]bool{}
 	inodes := map[uint64]bool{}
 	for i := range p.Steps {
 		st := &p.Steps[i]
 		touched[st.Path] = true
-		inodes[st.stat.Ino] = true
-		if st.New != nil && st.New.Type == entry.File {
-			p.fresh = append(p.fresh, st.Path)
+		if st.Old != nil && st.Old.Type == entry.File {
+			inodes[st.stat.Ino] = true
 		}
 	}
-	if s.rules.only != nil {
-		for path, st := range cache {
-			if l.get(path) == nil && !touched[path] {
-				p.cache[path] = st
+	s := p.scan
+	out := make(states, len(p.done.Entries))
+	lives, bases, at := p.live.items, cursor{s.base.m.Entries}, s.base.m.Entries
+	for i := range p.done.Entries {
+		e := &p.done.Entries[i]
+		for len(lives) > 0 && entry.Before(lives[0].Path, e.Path) {
+			lives = lives[1:]
+		}
+		was := bases.to(e.Path)
+		switch {
+		case touched[e.Path] || len(lives) > 0 && lives[0].Path == e.Path && inodes[lives[0].stat.Ino]:
+			if e.Type == entry.File {
+				out[i] = n.afresh(e)
 			}
+		case len(lives) > 0 && lives[0].Path == e.Path:
+			out[i] = s.trusts(lives[0], e)
+		case was != nil && s.rules.only != nil && !s.rules.only(e.Path):
+			out[i] = s.cache.of(len(at) - len(bases.entries) - 1)
 		}
 	}
-	done := indexOf(p.done)
-	for i := range l.items {
-		it := &l.items[i]
-		d := done.get(it.Path)
-		if it.Type != entry.File || it.alone != "" || touched[it.Path] || d == nil || d.Type != entry.File {
-			continue
-		}
-		holds := it.sameTarget || s.rules.derived[it.Path]
-		if !holds || it.stat.MTime != d.ModTime || it.stat.MTime >= before {
-			continue
-		}
-		if inodes[it.stat.Ino] {
-			p.fresh = append(p.fresh, it.Path) // its metadata changes through another name
-			continue
-		}
-		p.cache[it.Path] = it.stat
+	return out
+}
+
+// trusts says what a live entry that stayed can be trusted for.
+func (s *scanner) trusts(it *item, e *entry.Entry) known {
+	if it.alone != "" || it.Type != e.Type || it.Type == entry.File && !it.sameTarget && !s.rules.derived[it.Path] {
+		return known{}
 	}
+	same := entry.SameMeta(it.Entry, e) && it.Target == e.Target && it.Major == e.Major && it.Minor == e.Minor
+	return trust(e, it.stat, same, s.when)
+}
+
+// afresh looks at a file that the switch made or changed. Its ctime is of
+// now: metadata can be trusted only by who looks at it later.
+func (n *Node) afresh(e *entry.Entry) known {
+	when := n.now()
+	dir, name, err := n.parent(e.Path)
+	if err != nil {
+		return known{}
+	}
+	defer unix.Close(dir)
+	st, err := entry.StatAt(dir, name)
+	if err != nil {
+		return known{}
+	}
+	return trust(e, st, false, when)
 }
 
 // Free returns what the file system of the tree has left.

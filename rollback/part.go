@@ -142,18 +142,14 @@ func (n *Node) asLeft(num, current int) (*manifest.Manifest, error) {
 
 // overlaid returns what m has within c, and what rest has elsewhere.
 func overlaid(m *manifest.Manifest, c cover, rest *manifest.Manifest) *manifest.Manifest {
-	b := &builder{}
-	for _, x := range []struct {
-		m      *manifest.Manifest
-		inside bool
-	}{{m, true}, {rest, false}} {
-		at := indexOf(x.m)
-		for i := range x.m.Entries {
-			e := &x.m.Entries[i]
-			if c.has(e.Path) == x.inside {
-				b.add(e, at.content(e), fmt.Sprintf("%v %s", x.inside, rootOf(e)))
+	b := newBuilder(len(rest.Entries))
+	for tree, x := range []*manifest.Manifest{m, rest} {
+		at := indexOf(x)
+		for i := range x.Entries {
+			if e := &x.Entries[i]; c.has(e.Path) == (x == m) {
+				b.add(e, at.content(e), groupIn(tree, e))
 			}
 		}
 	}
-	return b.build(sorted(nil))
+	return b.build(&live{})
 }

@@ -158,16 +158,17 @@ type Plan struct {
 
 	target *manifest.Manifest // to be kept beside the generation; nil for a part and for a rollback
 
-	done  *manifest.Manifest // the tree as it will be recorded
-	left  *manifest.Manifest // the tree as it is
-	base  *index
-	cache map[string]entry.Stat // untouched files that are known to hold what done says
-	fresh []string              // touched files that will
-	links map[int]undoFile      // slot -> undo copy that becomes the file
-	undo  *undoIndex            // what the generations keep; nil when nothing was looked for
-	used  []undoFile            // undo copies that are no longer such afterwards
-	local map[digest.ID]place   // where chunks are found on the node
-	id    string                // of the stage; set by Stage
+	done   *manifest.Manifest // the tree as it will be recorded
+	doneID digest.ID          // its digest; set by Switch
+	left   *manifest.Manifest // the tree as it is
+	base   *index
+	live   *live // what the scan found
+	scan   *scanner
+	links  map[int]undoFile    // slot -> undo copy that becomes the file
+	undo   *undoIndex          // what the generations keep; nil when nothing was looked for
+	used   []undoFile          // undo copies that are no longer such afterwards
+	local  map[digest.ID]place // where chunks are found on the node
+	id     string              // of the stage; set by Stage
 }
 
 // Empty reports whether the tree is already what the plan wants.

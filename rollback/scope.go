@@ -1,12 +1,11 @@
 package rollback
 
 import (
-	"context"
-	"fmt"
-
-	"golang.org/x/sys/unix"
+	"maps"
+	"slices"
 
 	"ingot/internal/entry"
+	"ingot/internal/manifest"
 )
 
 // scope is what a rollback looks at: the paths that differ between the two
@@ -21,21 +20,36 @@ type scope struct {
 func scopeOf(base, target *index) *scope {
 	sc := &scope{paths: map[string]bool{".": true}, deep: map[string]bool{}}
 	groups := groupPaths(base, target)
-	for path, b := range base.at {
-		t := target.get(path)
-		if t == nil || !sameEntry(base, b, target, t) {
-			sc.add(path, groups)
+	pairs(base.m, target.m, func(b, t *entry.Entry) {
+		switch {
+		case b == nil:
+			sc.add(t.Path, groups)
+		case t == nil || !sameEntry(base, b, target, t):
+			sc.add(b.Path, groups)
 		}
-		if b.Type == entry.Dir && (t == nil || t.Type != entry.Dir) {
-			sc.deep[path] = true
+		if b != nil && b.Type == entry.Dir && (t == nil || t.Type != entry.Dir) {
+			sc.deep[b.Path] = true
 		}
-	}
-	for path := range target.at {
-		if base.get(path) == nil {
-			sc.add(path, groups)
-		}
-	}
+	})
 	return sc
+}
+
+// pairs goes through two sorted manifests at once; nil stands for what one lacks.
+func pairs(a, b *manifest.Manifest, fn func(a, b *entry.Entry)) {
+	i, j := 0, 0
+	for i < len(a.Entries) || j < len(b.Entries) {
+		switch {
+		case j == len(b.Entries) || i < len(a.Entries) && entry.Before(a.Entries[i].Path, b.Entries[j].Path):
+			fn(&a.Entries[i], nil)
+			i++
+		case i == len(a.Entries) || a.Entries[i].Path != b.Entries[j].Path:
+			fn(nil, &b.Entries[j])
+			j++
+		default:
+			fn(&a.Entries[i], &b.Entries[j])
+			i, j = i+1, j+1
+		}
+	}
 }
 
 // groupPaths lists, for each name of a hard-link group, all names of it.
@@ -43,9 +57,9 @@ func groupPaths(xs ...*index) map[string][]string {
 	out := map[string][]string{}
 	for _, x := range xs {
 		members := map[string][]string{}
-		for path, e := range x.at {
-			if e.Link != "" {
-				members[e.Link] = append(members[e.Link], path)
+		for i := range x.m.Entries {
+			if e := &x.m.Entries[i]; e.Link != "" {
+				members[e.Link] = append(members[e.Link], e.Path)
 			}
 		}
 		for root, names := range members {
@@ -91,30 +105,9 @@ func (sc *scope) add(path string, groups map[string][]string) {
 	}
 }
 
-// scoped reads what the scope names.
-func (s *scanner) scoped(ctx context.Context, sc *scope) error {
-	top, err := s.read(s.n.top, ".", ".")
-	if err != nil {
-		return err
-	}
-	s.items = append(s.items, top)
-	for path := range sc.paths {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if path == "." || sc.within(path) {
-			continue
-		}
-		if err := s.one(ctx, path, sc.deep[path]); err != nil {
-			return err
-		}
-	}
-	for i := range s.items {
-		if it := &s.items[i]; it.Type == entry.Dir && !sc.deep[it.Path] && !sc.within(it.Path) {
-			it.anchored = true // not listed: it may hold anything
-		}
-	}
-	return nil
+// sorted lists the paths in tree order.
+func (sc *scope) sorted() []string {
+	return slices.SortedFunc(maps.Keys(sc.paths), order)
 }
 
 // within reports whether a directory above path is read deeply.
@@ -125,31 +118,4 @@ func (sc *scope) within(path string) bool {
 		}
 	}
 	return false
-}
-
-func (s *scanner) one(ctx context.Context, path string, deep bool) error {
-	dir, name, err := s.n.parent(path)
-	if notThere(err) || err == unix.ELOOP || err == unix.EXDEV {
-		return nil // a parent is gone or no directory: the path does not exist
-	}
-	if err != nil {
-		return fmt.Errorf("open the directory of %q: %w", path, err)
-	}
-	defer unix.Close(dir)
-	it, err := s.read(dir, name, path)
-	if notThere(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	s.items = append(s.items, it)
-	if !deep || it.Type != entry.Dir || it.alone == Mount {
-		return nil
-	}
-	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open %q: %w", path, err)
-	}
-	return s.dir(ctx, fd, len(s.items)-1)
 }

@@ -47,7 +47,7 @@ func (n *Node) stage(ctx context.Context, p *Plan, src Source) error {
 	if p.Base == 0 {
 		g := Generation{Image: "as found", Mode: "live", By: p.Generation.By, Result: "found"}
 		g.Number, g.Covers, g.Exact = 1, p.Generation.Covers, p.Generation.Exact
-		if err := n.record(g, p.left, nil); err != nil {
+		if _, err := n.record(g, p.left, nil); err != nil {
 			return err
 		}
 		p.Base = 1

@@ -3,7 +3,6 @@ package rollback
 import (
 	"ingot/internal/digest"
 	"ingot/internal/entry"
-	"ingot/internal/manifest"
 )
 
 // steps turns the rows into steps in the order of a switch: deletions from
@@ -52,7 +51,7 @@ func (c *comparison) steps() {
 func (c *comparison) step(k Kind, w *row) Step {
 	s := Step{Kind: k, Path: w.path, New: w.goal}
 	if w.l != nil {
-		s.Old, s.stat = &w.l.Entry, w.l.stat
+		s.Old, s.stat = w.l.Entry, w.l.stat
 		s.oldKey = c.keyOf(w.l)
 		if w.l.immutable {
 			c.blocked(w.path, "is immutable or append-only (chattr +i, +a)")
@@ -64,7 +63,7 @@ func (c *comparison) step(k Kind, w *row) Step {
 	if k > Add {
 		return s
 	}
-	up := c.row(parentOf(w.path))
+	up := c.parent(w)
 	if up == nil || up.touched {
 		return s
 	}
@@ -89,11 +88,11 @@ func (c *comparison) contentOf(l *item) *entry.Entry {
 	case l.Type != entry.File:
 		return nil
 	case l.sameBase:
-		return c.base.content(c.base.get(l.Path))
+		return c.base.content(l.base)
 	case l.sameTarget:
-		return c.target.content(c.target.get(l.Path))
+		return c.target.content(l.target)
 	case l.described:
-		return &l.Entry
+		return l.Entry
 	}
 	return nil
 }
@@ -107,12 +106,12 @@ func (c *comparison) metaSteps() []Step {
 			continue
 		}
 		if w.goal.Type == entry.Dir {
-			if !sameButTime(&w.l.Entry, w.goal) {
+			if !sameButTime(w.l.Entry, w.goal) {
 				out = append(out, c.step(Meta, w))
 			}
 			continue
 		}
-		if entry.SameMeta(&w.l.Entry, w.goal) || done[w.l.stat.Ino] {
+		if entry.SameMeta(w.l.Entry, w.goal) || done[w.l.stat.Ino] {
 			continue
 		}
 		if w.l.Type.Linkable() {
@@ -141,7 +140,7 @@ func (c *comparison) timeSteps(real *int) []Step {
 		}
 		s := Step{Kind: Times, Path: w.path, New: w.goal, keep: w.kept}
 		if w.l != nil && w.l.Type == entry.Dir {
-			s.Old, s.stat = &w.l.Entry, w.l.stat
+			s.Old, s.stat = w.l.Entry, w.l.stat
 		}
 		out = append(out, s)
 	}
@@ -151,12 +150,19 @@ func (c *comparison) timeSteps(real *int) []Step {
 // record builds the manifest that the new generation was given, and the one
 // that the old generation is left with.
 func (c *comparison) record() {
-	done, left := &builder{}, &builder{}
+	done, left := newBuilder(len(c.rows)), newBuilder(len(c.rows))
 	outside := func(b *builder, x *index) { // what was not compared
+		if c.rules.only == nil {
+			return
+		}
+		rows := c.rows
 		for i := range x.m.Entries {
 			e := &x.m.Entries[i]
-			if _, ok := c.at[e.Path]; !ok {
-				b.add(e, x.content(e), "o"+rootOf(e))
+			for len(rows) > 0 && entry.Before(rows[0].path, e.Path) {
+				rows = rows[1:]
+			}
+			if len(rows) == 0 || rows[0].path != e.Path {
+				b.add(e, x.content(e), groupIn(2, e))
 			}
 		}
 	}
@@ -173,104 +179,15 @@ func (c *comparison) record() {
 		case w.doneNow:
 			done.add(w.done, c.contentOf(w.l), liveGroup(w.l))
 		default:
-			done.add(w.done, c.target.content(w.done), "m"+rootOf(w.done))
+			done.add(w.done, c.target.content(w.done), groupIn(1, w.done))
 		}
 		switch {
 		case w.alone != "" && w.b != nil:
-			left.add(w.b, c.base.content(w.b), "m"+rootOf(w.b))
+			left.add(w.b, c.base.content(w.b), groupIn(1, w.b))
 		case w.alone == "" && w.l != nil:
-			left.add(&w.l.Entry, c.contentOf(w.l), liveGroup(w.l))
+			left.add(w.l.Entry, c.contentOf(w.l), liveGroup(w.l))
 		}
 	}
 	c.plan.done = done.build(c.live)
 	c.plan.left = left.build(c.live)
-}
-
-func liveGroup(l *item) string {
-	if !l.Type.Linkable() {
-		return ""
-	}
-	return "l" + string(binary64(l.stat.Ino))
-}
-
-func binary64(v uint64) []byte {
-	b := make([]byte, 8)
-	for i := range b {
-		b[i] = byte(v >> (8 * i))
-	}
-	return b
-}
-
-// builder gathers entries of several trees into one manifest.
-type builder struct {
-	entries []entry.Entry
-	group   []string
-}
-
-func (b *builder) add(e, content *entry.Entry, group string) {
-	x := *e
-	x.Link, x.Holes, x.Chunks = "", nil, nil
-	if x.Type == entry.File && content != nil {
-		x.Size, x.Holes, x.Chunks = content.Size, content.Holes, content.Chunks
-	}
-	b.entries = append(b.entries, x)
-	b.group = append(b.group, group)
-}
-
-// build sorts the entries, makes the first name of each group its head and
-// adds directories that what was kept needs; what has no directory to be in is
-// left out.
-func (b *builder) build(l *live) *manifest.Manifest {
-	groups := make(map[string]string, len(b.entries))
-	for i := range b.entries {
-		if b.entries[i].Type.Linkable() {
-			groups[b.entries[i].Path] = b.group[i]
-		}
-	}
-	m := &manifest.Manifest{Entries: b.withParents(l)}
-	m.Sort()
-	heads := map[string]*entry.Entry{}
-	dirs := map[string]bool{"": true}
-	out := m.Entries[:0]
-	for _, e := range m.Entries {
-		if !dirs[parentOf(e.Path)] {
-			continue
-		}
-		if e.Type == entry.Dir {
-			dirs[e.Path] = true
-		}
-		if g := groups[e.Path]; g != "" && e.Type.Linkable() {
-			if h := heads[g]; h != nil && linkable(h, &e) {
-				e.Link, e.Holes, e.Chunks = h.Path, nil, nil
-			} else if h == nil {
-				head := e
-				heads[g] = &head
-			}
-		}
-		out = append(out, e)
-	}
-	m.Entries = out
-	return m
-}
-
-// linkable reports whether two entries can be recorded as names of one inode.
-func linkable(a, b *entry.Entry) bool {
-	return a.Type == b.Type && a.Size == b.Size && a.Target == b.Target && a.Major == b.Major && a.Minor == b.Minor && entry.SameMeta(a, b)
-}
-
-func (b *builder) withParents(l *live) []entry.Entry {
-	have := make(map[string]bool, len(b.entries))
-	for i := range b.entries {
-		have[b.entries[i].Path] = true
-	}
-	out := b.entries
-	for i := range b.entries {
-		for up := parentOf(b.entries[i].Path); up != "" && !have[up]; up = parentOf(up) {
-			have[up] = true
-			if it := l.get(up); it != nil && it.Type == entry.Dir {
-				out = append(out, it.Entry)
-			}
-		}
-	}
-	return out
 }

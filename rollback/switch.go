@@ -80,7 +80,7 @@ func (n *Node) begin(ctx context.Context, p *Plan) (*runner, Generation, error) 
 		return nil, g, err
 	}
 	g.Number, g.From, g.When = r.j.to, r.j.from, n.now().UTC()
-	if err := n.writeGeneration(dir+"/next", g, p.done); err != nil {
+	if p.doneID, err = n.writeGeneration(dir+"/next", g, p.done); err != nil {
 		return nil, g, err
 	}
 	if err := ctx.Err(); err != nil {
@@ -120,7 +120,7 @@ func (n *Node) settle(p *Plan) error {
 	if !n.Freeze || !p.touchesBoot() {
 		return nil
 	}
-	if mount, _ := attributes(n.top, "."); !mount || os.Geteuid() != 0 {
+	if !mounted(n.top) || os.Geteuid() != 0 {
 		return nil
 	}
 	if err := n.sys.freeze(n.top); err != nil {
@@ -370,7 +370,7 @@ func (n *Node) complete(j *journal, p *Plan) error {
 		}
 	}
 	if p != nil {
-		if err := n.writeCache(j.to, n.trusted(p)); err != nil {
+		if err := n.writeCache(j.to, p.doneID, p.done, n.states(p)); err != nil {
 			return err
 		}
 	}
@@ -390,26 +390,6 @@ func (n *Node) complete(j *journal, p *Plan) error {
 		n.log().Warn("old generations could not be removed", slogx.Err, err)
 	}
 	return nil
-}
-
-// trusted takes the states of the inodes that the switch touched.
-func (n *Node) trusted(p *Plan) map[string]entry.Stat {
-	out := p.cache
-	stats := map[string]entry.Stat{}
-	for _, path := range p.fresh {
-		dir, name, err := n.parent(path)
-		if err != nil {
-			continue
-		}
-		if st, err := entry.StatAt(dir, name); err == nil {
-			stats[path] = st
-		}
-		unix.Close(dir)
-	}
-	for path, st := range trustable(p.done, stats, n.now()) {
-		out[path] = st
-	}
-	return out
 }
 
 // Rollback goes back to generation to, or with 0 to the one before the

@@ -110,6 +110,23 @@ func (l List) Covers(dir string) bool {
 	return false
 }
 
+// Below returns those patterns that might say something of what is in the
+// directory dir, so that a walk need not ask the others. In dir and below it
+// Match and Covers of the two lists are the same.
+func (l List) Below(dir string) List {
+	if len(l.pats) == 0 || dir == "." {
+		return l
+	}
+	comps := strings.Split(dir, "/")
+	var out List
+	for _, p := range l.pats {
+		if reaches(p.comps, comps) {
+			out.pats = append(out.pats, p)
+		}
+	}
+	return out
+}
+
 // With returns the list followed by more.
 func (l List) With(more List) List {
 	out := make([]pat, 0, len(l.pats)+len(more.pats))
