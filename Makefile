@@ -17,7 +17,7 @@ SETUP := $(if $(SKIP_SETUP),true,scripts/setup)
 
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 BUILD   := go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
-AGENT   := cmd/ingot/agents/ingot-agent-amd64.zst
+AGENTS  := bin/ingot-agent-amd64 bin/ingot-agent-arm64
 
 .PHONY: help setup build test test-quick boot-time demo lint clean
 
@@ -27,18 +27,17 @@ help: ## list the targets
 setup: ## install the Debian packages and the Go toolchain that are needed
 	@scripts/setup
 
-build: ## leave bin/ingot, one static binary with the agent inside
+build: ## leave bin/ingot, one static binary with the agents inside
 	@$(SETUP) build
 	@$(MAKE) bin/ingot SKIP_SETUP=1
 
-.PHONY: bin/ingot bin/ingot-agent
-bin/ingot-agent:
+.PHONY: bin/ingot $(AGENTS)
+$(AGENTS): bin/ingot-agent-%:
 	@mkdir -p bin
-	@GOARCH=amd64 GOOS=linux $(BUILD) -o bin/ingot-agent ./cmd/ingot-agent
+	@GOARCH=$* GOOS=linux $(BUILD) -o $@ ./cmd/ingot-agent
+	@scripts/pack-agent $@ cmd/ingot/agents
 
-bin/ingot: bin/ingot-agent
-	@mkdir -p bin
-	@zstd -q -f -10 bin/ingot-agent -o $(AGENT).new && { cmp -s $(AGENT).new $(AGENT) && rm $(AGENT).new || mv $(AGENT).new $(AGENT); }
+bin/ingot: $(AGENTS)
 	@$(BUILD) -o bin/ingot ./cmd/ingot
 	@echo "built bin/ingot ($$(stat -c %s bin/ingot | numfmt --to=iec), $(VERSION))"
 
@@ -67,4 +66,4 @@ lint: ## gofmt and go vet
 	@go vet ./...
 
 clean: ## remove what was built; caches of images stay
-	@rm -rf bin $(AGENT)
+	@rm -rf bin cmd/ingot/agents/ingot-agent-*

@@ -37,26 +37,79 @@ type Talk struct {
 	Progress func(wire.Progress)           // may be nil
 }
 
+// Target is what a push brings a node to. Its manifest is made only when the
+// node lacks it, or asks for chunks of it.
+type Target struct {
+	ID       digest.ID // of the manifest
+	Manifest func() (*manifest.Manifest, error)
+	// Base makes the target again that a node got before; nil, or a nil
+	// manifest, where that cannot be done.
+	Base   func(wire.Made) *manifest.Manifest
+	Source Source
+}
+
 // Push makes the tree that the agent at the other end of c sees equal to
 // target and returns the plan that was carried out.
-func Push(ctx context.Context, c *wire.Conn, req wire.Request, target *manifest.Manifest, src Source, talk Talk) (wire.Plan, wire.Done, error) {
-	req.Verb = wire.VerbPush
+func Push(ctx context.Context, c *wire.Conn, req wire.Request, target Target, talk Talk) (wire.Plan, wire.Done, error) {
+	req.Verb, req.Manifest = wire.VerbPush, target.ID
 	if err := c.Send(wire.KindRequest, req); err != nil {
 		return wire.Plan{}, wire.Done{}, err
 	}
-	if err := c.SendBlob(target.Encode()); err != nil {
+	kept, err := hear(c, talk)
+	if err == nil && !kept.Has {
+		err = sendManifest(c, target, kept.Knows)
+	}
+	if err != nil {
 		return wire.Plan{}, wire.Done{}, err
 	}
-	theirs := chunksOf(target)
-	return carryOut(c, req, talk, func(f wire.Frame) error { return serveChunks(ctx, c, f, src, theirs) })
+	first, err := c.Next(talk.Progress)
+	if err == nil && first.Kind == wire.KindWhole {
+		if err = sendManifest(c, target, nil); err == nil {
+			first, err = c.Next(talk.Progress)
+		}
+	}
+	if err != nil {
+		return wire.Plan{}, wire.Done{}, err
+	}
+	var theirs map[digest.ID]bool
+	return carryOut(c, req, first, talk, func(f wire.Frame) error {
+		if theirs == nil {
+			m, err := target.Manifest()
+			if err != nil {
+				return err
+			}
+			theirs = chunksOf(m)
+		}
+		return serveChunks(ctx, c, f, target.Source, theirs)
+	})
 }
 
-// carryOut is a push or a rollback from its request on.
-func carryOut(c *wire.Conn, req wire.Request, talk Talk, serve func(wire.Frame) error) (plan wire.Plan, done wire.Done, err error) {
-	if err := kept(c, talk); err != nil {
-		return plan, done, err
+// sendManifest sends the target's manifest, as little of it as can be.
+func sendManifest(c *wire.Conn, target Target, knows []wire.Made) error {
+	m, err := target.Manifest()
+	if err != nil {
+		return err
 	}
-	if plan, err = c.RecvPlan(talk.Progress); err != nil {
+	for _, made := range knows[:min(len(knows), wire.MaxKnown)] {
+		if target.Base == nil {
+			break
+		}
+		if base := target.Base(made); base != nil {
+			if err := c.Send(wire.KindBase, wire.Base{Made: made, Manifest: base.ID()}); err != nil {
+				return err
+			}
+			return c.SendBlob(manifest.Delta(base, m))
+		}
+	}
+	if err := c.Send(wire.KindBase, wire.Base{}); err != nil {
+		return err
+	}
+	return c.SendBlob(m.Encode())
+}
+
+// carryOut is a push or a rollback from the first frame of its plan on.
+func carryOut(c *wire.Conn, req wire.Request, first wire.Frame, talk Talk, serve func(wire.Frame) error) (plan wire.Plan, done wire.Done, err error) {
+	if plan, err = c.PlanAfter(first, talk.Progress); err != nil {
 		return plan, done, err
 	}
 	if err := talk.Decide(plan); err != nil || req.DryRun {
@@ -85,19 +138,16 @@ func carryOut(c *wire.Conn, req wire.Request, talk Talk, serve func(wire.Frame) 
 	}
 }
 
-// kept hears what the node keeps.
-func kept(c *wire.Conn, talk Talk) error {
-	var list []wire.Generation
-	if err := c.Expect(wire.KindAnswer, &list, talk.Progress); err != nil {
-		return err
-	}
-	for i := range list {
-		list[i].Clean()
+// hear hears what the node keeps.
+func hear(c *wire.Conn, talk Talk) (wire.Kept, error) {
+	kept, err := c.RecvKept(talk.Progress)
+	if err != nil {
+		return kept, err
 	}
 	if talk.Kept == nil {
-		return nil
+		return kept, nil
 	}
-	return talk.Kept(list)
+	return kept, talk.Kept(kept.Generations)
 }
 
 // chunksOf are the chunks that a node may ask for: those of its own target.
@@ -127,14 +177,11 @@ func serveChunks(ctx context.Context, c *wire.Conn, f wire.Frame, src Source, th
 }
 
 func sendChunks(ctx context.Context, c *wire.Conn, ids []digest.ID, src Source) error {
-	b := c.NewBatch()
-	if err := src.Fetch(ctx, ids, b.Add); err != nil {
+	s := c.Stream()
+	if err := src.Fetch(ctx, ids, s.Add); err != nil {
 		return fmt.Errorf("read the image: %w", err)
 	}
-	if err := b.Flush(); err != nil {
-		return err
-	}
-	return c.SendRaw(wire.KindEnd, nil)
+	return s.End()
 }
 
 // Rollback takes the node back to generation req.To, or to the one before.
@@ -145,7 +192,14 @@ func Rollback(ctx context.Context, c *wire.Conn, req wire.Request, src Store, ta
 	if err := c.Send(wire.KindRequest, req); err != nil {
 		return wire.Plan{}, wire.Done{}, err
 	}
-	return carryOut(c, req, talk, func(f wire.Frame) error {
+	if _, err := hear(c, talk); err != nil {
+		return wire.Plan{}, wire.Done{}, err
+	}
+	first, err := c.Next(talk.Progress)
+	if err != nil {
+		return wire.Plan{}, wire.Done{}, err
+	}
+	return carryOut(c, req, first, talk, func(f wire.Frame) error {
 		ids, err := c.IDs(f)
 		if err != nil {
 			return err

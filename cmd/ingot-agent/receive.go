@@ -20,7 +20,6 @@ import (
 
 	"ingot/imager/wire"
 	"ingot/internal/entry"
-	"ingot/internal/manifest"
 	"ingot/internal/pattern"
 	"ingot/rollback"
 )
@@ -54,11 +53,14 @@ func answer(ctx context.Context, conn *wire.Conn) error {
 
 // pollable returns f such that Close ends a Read or Write that waits.
 func pollable(f *os.File) *os.File {
-	fd := f.Fd() // which makes it blocking
-	if err := unix.SetNonblock(int(fd), true); err != nil {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0) // two Files of one descriptor would both close it
+	if err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	if err != nil {
 		return f
 	}
-	return os.NewFile(fd, f.Name())
+	return os.NewFile(uintptr(fd), f.Name())
 }
 
 func serve(ctx context.Context, conn *wire.Conn, req wire.Request) error {
@@ -140,15 +142,8 @@ func policyOf(keep, take []string) (rollback.Policy, error) {
 }
 
 func push(ctx context.Context, conn *wire.Conn, req wire.Request) error {
-	raw, err := conn.RecvBlob(nil)
-	if err != nil {
-		return err
-	}
-	m, err := manifest.Decode(raw)
-	if err != nil {
-		return fmt.Errorf("manifest from the controller: %w", err)
-	}
-	t := rollback.Target{Manifest: m, Image: req.Ref, ImageID: req.Image, Overlay: req.Overlay, Mode: "live", By: req.By}
+	t := rollback.Target{Within: req.Within, Image: req.Ref, ImageID: req.Image, Overlay: req.Overlay, Mode: "live", By: req.By}
+	var err error
 	if t.Policy, err = policyOf(req.Keep, req.Take); err != nil {
 		return err
 	}
@@ -156,7 +151,7 @@ func push(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 		return fmt.Errorf("node_owned: %w", err)
 	}
 	return withNode(req.Dir, func(n *rollback.Node) error {
-		if err := sendKept(conn, n); err != nil {
+		if t.Manifest, err = targetOf(conn, n, req); err != nil {
 			return err
 		}
 		if err := conn.Send(wire.KindProgress, wire.Progress{Task: "compare"}); err != nil {
@@ -175,7 +170,7 @@ func goBack(ctx context.Context, conn *wire.Conn, n *rollback.Node, req wire.Req
 	if err != nil {
 		return err
 	}
-	if err := sendKept(conn, n); err != nil {
+	if err := conn.SendKept(kept(n)); err != nil {
 		return err
 	}
 	plan, err := n.PlanRollback(ctx, req.To, policy, req.By)
@@ -183,16 +178,6 @@ func goBack(ctx context.Context, conn *wire.Conn, n *rollback.Node, req wire.Req
 		return err
 	}
 	return carryOut(ctx, conn, n, plan, req.DryRun)
-}
-
-// sendKept tells the controller what the node keeps: it may have been rolled
-// back on its console, or have switched after a connection broke.
-func sendKept(conn *wire.Conn, n *rollback.Node) error {
-	list, err := generations(n)
-	if err != nil {
-		list = []wire.Generation{} // whether it matters the plan finds out
-	}
-	return conn.Send(wire.KindAnswer, list)
 }
 
 // carryOut shows the plan, and when the controller agrees stages and switches.

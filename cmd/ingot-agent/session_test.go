@@ -73,13 +73,17 @@ func treeOf(files map[string]string) (*manifest.Manifest, chunks) {
 	return m, src
 }
 
+func whole(m *manifest.Manifest, src chunks) imager.Target {
+	return imager.Target{ID: m.ID(), Manifest: func() (*manifest.Manifest, error) { return m, nil }, Source: src}
+}
+
 func agree(wire.Plan) error { return nil }
 
 func pushTo(t *testing.T, dir string, req wire.Request, m *manifest.Manifest, src chunks, kept func([]wire.Generation) error) (plan wire.Plan, err error) {
 	t.Helper()
 	req.Dir = dir
 	session(t, func(c *wire.Conn) {
-		plan, _, err = imager.Push(t.Context(), c, req, m, src, imager.Talk{Decide: agree, Kept: kept})
+		plan, _, err = imager.Push(t.Context(), c, req, whole(m, src), imager.Talk{Decide: agree, Kept: kept})
 	})
 	return plan, err
 }

@@ -133,7 +133,7 @@ func (p *program) dialAgent(ctx context.Context, w *world, user, host string) (*
 const greetWait = 30 * time.Second
 
 func (p *program) startAgent(ctx context.Context, t remote.Target) (*agentSession, error) {
-	binary, err := p.agent()
+	programs, err := agentDigests()
 	if err != nil {
 		return nil, err
 	}
@@ -144,25 +144,49 @@ func (p *program) startAgent(ctx context.Context, t remote.Target) (*agentSessio
 	if err != nil {
 		return nil, err
 	}
-	if _, err := c.EnsureAgent(ctx, binary); err != nil {
-		return nil, errors.Join(err, c.Close())
+	s, err := greetAgent(ctx, c, remote.AgentCommand(programs...))
+	var none *wire.NoAgentError
+	if errors.As(err, &none) {
+		if err = p.uploadAgent(ctx, c, none.Machine); err == nil {
+			s, err = greetAgent(ctx, c, remote.AgentPath+" receive")
+		}
 	}
-	proc, err := c.Start(ctx, remote.AgentPath+" receive")
 	if err != nil {
-		return nil, errors.Join(err, c.Close())
+		return nil, errors.Join(fmt.Errorf("agent on %q: %w", t.Name, err), c.Close())
+	}
+	return s, nil
+}
+
+func (p *program) uploadAgent(ctx context.Context, c *remote.Conn, machine string) error {
+	arch, err := archOf(machine)
+	if err != nil {
+		return err
+	}
+	program, err := p.agent(arch)
+	if err != nil {
+		return err
+	}
+	return c.Upload(ctx, program)
+}
+
+// greetAgent runs a command line that becomes the agent, and greets it.
+func greetAgent(ctx context.Context, c *remote.Conn, command string) (*agentSession, error) {
+	proc, err := c.Start(ctx, command)
+	if err != nil {
+		return nil, err
 	}
 	s := &agentSession{ssh: c, proc: proc, conn: wire.New(proc, proc)}
-	var alive context.Context
-	alive, s.end = context.WithCancel(ctx)
-	context.AfterFunc(alive, func() { c.Close() }) // an operator who gives up need not wait for a network that is gone
-	s.conn.KeepAlive(alive, wire.Ping, wire.Silence, func() { c.Close() })
 	late := time.AfterFunc(greetWait, func() { c.Close() })
 	err = s.conn.Greet(version)
 	if !late.Stop() && err != nil {
 		err = fmt.Errorf("it did not greet within %s", greetWait)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("agent on %q: %w", t.Name, s.explain(err)), s.Close())
+		return nil, errors.Join(s.explain(err), proc.Close())
 	}
+	var alive context.Context
+	alive, s.end = context.WithCancel(ctx)
+	context.AfterFunc(alive, func() { c.Close() }) // an operator who gives up need not wait for a network that is gone
+	s.conn.KeepAlive(alive, wire.Ping, wire.Silence, func() { c.Close() })
 	return s, nil
 }

@@ -28,7 +28,7 @@ type program struct {
 	Stderr io.Writer
 
 	// state
-	lazyAgent
+	lazyAgents
 }
 
 // Run does what Args say and returns the exit code.

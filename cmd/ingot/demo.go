@@ -48,7 +48,7 @@ func (p *program) labDemo(c *cli.Context) error {
 	if err := lab.Check(lab.BIOS, lab.UEFI); err != nil {
 		return labErr(err)
 	}
-	if _, err := p.agent(); err != nil {
+	if _, err := p.agent("amd64"); err != nil {
 		return err
 	}
 	dir, cache := c.String("dir"), c.String("cache")

@@ -247,8 +247,10 @@ func scriptOverlay(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	top := ts.MkAbs("overlay")
 	ts.Check(os.RemoveAll(top))
-	data := t.source.(imager.Layered).Data
-	for _, e := range t.manifest.Entries {
+	data := t.Source.(imager.Layered).Data
+	m, err := t.Manifest()
+	ts.Check(err)
+	for _, e := range m.Entries {
 		var content []byte
 		for _, c := range e.Chunks {
 			content = append(content, data[c.ID]...)

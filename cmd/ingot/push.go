@@ -7,8 +7,6 @@ import (
 
 	"ingot/imager"
 	"ingot/imager/wire"
-	"ingot/internal/digest"
-	"ingot/internal/manifest"
 	"ingot/inventory"
 	"ingot/site"
 )
@@ -79,7 +77,7 @@ func (p *program) push(c *cli.Context) error {
 				return err
 			}
 		}
-		out.Plan, out.Done, err = imager.Push(ctx, s.conn, req, t.manifest, t.source, p.talk(ctx, c, w, n, bar))
+		out.Plan, out.Done, err = imager.Push(ctx, s.conn, req, t.Target, p.talk(ctx, c, w, n, bar))
 		if err != nil || req.DryRun || out.Done.Unchanged {
 			return err
 		}
@@ -129,14 +127,4 @@ func (p *program) decide(c *cli.Context, screen *screen, who string) func(wire.P
 		screen.answer(itemised(who, plan))
 		return nil
 	}
-}
-
-// target is what a push brings a node to.
-type target struct {
-	ref       string
-	image     digest.ID
-	overlay   digest.ID
-	nodeOwned []string
-	manifest  *manifest.Manifest
-	source    imager.Source
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,10 +12,8 @@ import (
 
 	"ingot/classes"
 	"ingot/imager"
-	"ingot/imager/store"
 	"ingot/installer"
 	"ingot/internal/digest"
-	"ingot/internal/manifest"
 	"ingot/inventory"
 	"ingot/site"
 	"ingot/templates"
@@ -230,64 +227,4 @@ func addKeys(ctx context.Context, w *world, node, policy string, job *installer.
 		job.HostKeys = append(job.HostKeys, installer.HostKey{Type: k.Type, Private: k.Private, Public: k.Public})
 	}
 	return nil
-}
-
-// release is an image that is to be pushed. It is looked at once, before any
-// node is.
-type release struct {
-	ref      string
-	id       digest.ID
-	manifest *manifest.Manifest
-}
-
-// openRelease finds an image in the store, whole.
-func openRelease(ctx context.Context, w *world, ref string) (*release, error) {
-	id, err := resolveImage(ctx, w, ref)
-	if err != nil {
-		return nil, err
-	}
-	m, err := w.images.Manifest(ctx, id)
-	if err == nil {
-		err = complete(ctx, w.images, id)
-	}
-	if errors.Is(err, store.ErrMissing) { // the name is there: it is no mistake of the operator's
-		err = store.Damage{Object: "image", ID: id.Short(), Err: err, Images: []string{ref}}
-	}
-	if err != nil {
-		return nil, err
-	}
-	return &release{ref, id, m}, nil
-}
-
-// complete says whether all packs of an image are there; it does not read them.
-func complete(ctx context.Context, s *store.Store, id digest.ID) error {
-	x, err := s.Index(ctx, id)
-	if err != nil {
-		return err
-	}
-	for _, pack := range x.Packs {
-		o, err := s.OpenPack(ctx, pack.ID)
-		if err != nil {
-			return err
-		}
-		if err := o.Close(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// target renders what a node is to become: the image, the node's overlay over
-// it, and where the chunks of both are.
-func (i *release) target(ctx context.Context, w *world, n *site.Node) (*target, error) {
-	r, err := resolveProfile(w.Site, n)
-	if err != nil {
-		return nil, err
-	}
-	over, err := renderOverlay(ctx, w, n, r, i.id)
-	if err != nil {
-		return nil, err
-	}
-	return &target{ref: i.ref, image: i.id, overlay: over.Manifest.ID(), nodeOwned: r.Profile.NodeOwned,
-		manifest: imager.Lay(i.manifest, over.Manifest), source: imager.Layered{Data: over.Data, Below: w.images}}, nil
 }

@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -11,12 +12,16 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"ingot/imager/wire"
+	"ingot/internal/digest"
 )
 
 // server is a small SSH server; command says what it does with a command line.
@@ -225,18 +230,14 @@ func TestCommandsOfHostileNodes(t *testing.T) {
 	}
 }
 
-// A node says what the digest of its agent is; the same file is not sent twice.
-func TestEnsureAgentSendsWhatDiffers(t *testing.T) {
+// An agent that is uploaded without SFTP arrives whole.
+func TestUpload(t *testing.T) {
 	binary := []byte("the agent")
-	const sum = "ec5d1a6a3ba0af7b8a0ff3ba8dba7b5ee4a1ab1b0ba5c2cbb1dab2d1b5ab4ab1"
-	var uploads, sums int
+	var uploads int
 	s := serve(t, func(line string, ch ssh.Channel) uint32 {
 		switch {
 		case line == "sftp":
 			ch.Close()
-		case strings.Contains(line, "sha256sum"):
-			sums++
-			io.WriteString(ch, "Welcome!\n"+sum+"  "+AgentPath+"\n")
 		case strings.Contains(line, "cat >$t"):
 			uploads++
 			if b, err := io.ReadAll(ch); err != nil || string(b) != string(binary) {
@@ -250,8 +251,45 @@ func TestEnsureAgentSendsWhatDiffers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	sent, err := c.EnsureAgent(t.Context(), binary)
-	if !sent || err != nil || uploads != 1 || sums != 1 {
-		t.Errorf("EnsureAgent = %v, %v; %d uploads without SFTP, %d looks", sent, err, uploads, sums)
+	if err := c.Upload(t.Context(), binary); err != nil || uploads != 1 {
+		t.Errorf("Upload = %v; %d uploads without SFTP", err, uploads)
+	}
+}
+
+// The command line becomes the agent only where that is the right program.
+func TestAgentCommand(t *testing.T) {
+	good := "#!/bin/sh\necho \"the agent: $*\"\n"
+	for _, sh := range []string{"sh", "bash"} {
+		for name, tc := range map[string]struct {
+			plant func(path string) error
+			want  string
+		}{
+			"the right one":  {func(p string) error { return os.WriteFile(p, []byte(good), 0o700) }, "the agent: receive\n"},
+			"none":           {func(string) error { return nil }, ""},
+			"another":        {func(p string) error { return os.WriteFile(p, []byte("#!/bin/sh\necho evil\n"), 0o700) }, ""},
+			"half of it":     {func(p string) error { return os.WriteFile(p, []byte(good[:12]), 0o700) }, ""},
+			"not executable": {func(p string) error { return os.WriteFile(p, []byte(good), 0o600) }, ""},
+			"a directory":    {func(p string) error { return os.Mkdir(p, 0o700) }, ""},
+			"a symbolic link": {func(p string) error {
+				return errors.Join(os.WriteFile(p+".x", []byte(good), 0o700), os.Symlink(p+".x", p))
+			}, ""},
+		} {
+			path := filepath.Join(t.TempDir(), "agent")
+			if err := tc.plant(path); err != nil {
+				t.Fatal(err)
+			}
+			command := strings.ReplaceAll(AgentCommand(digest.Of([]byte("x")), digest.Of([]byte(good))), AgentPath, path)
+			out, err := exec.Command(sh, "-c", command).CombinedOutput()
+			if err != nil {
+				t.Fatalf("%s: %s: %v: %s", sh, name, err, out)
+			}
+			if tc.want != "" && string(out) != tc.want {
+				t.Errorf("%s: %s: it says %q", sh, name, out)
+			}
+			var none *wire.NoAgentError
+			if err := wire.New(bytes.NewReader(out), io.Discard).Greet("1"); tc.want == "" && (!errors.As(err, &none) || none.Machine == "") {
+				t.Errorf("%s: %s: Greet = %v; it said %q", sh, name, err, out)
+			}
+		}
 	}
 }

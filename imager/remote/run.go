@@ -73,32 +73,30 @@ func (w *bounded) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// How long a node may take to look at the agent that it has, and to take a new one.
-const (
-	checkWait  = 20 * time.Second
-	uploadWait = 10 * time.Minute
-)
+// uploadWait is how long a node may take to take a new agent.
+const uploadWait = 10 * time.Minute
 
-// EnsureAgent makes sure that AgentPath on the node is exactly the program
-// binary: it compares digests and uploads only what differs. It reports
-// whether it uploaded.
-func (c *Conn) EnsureAgent(ctx context.Context, binary []byte) (bool, error) {
-	brief, cancel := context.WithTimeout(ctx, checkWait)
+// AgentCommand is the command line that becomes the agent in AgentPath, if
+// that is one of the programs of these digests, and otherwise says so
+// (wire.NoAgentError). Whatever root's login shell is, and whatever it prints,
+// sh does the work.
+func AgentCommand(programs ...digest.ID) string {
+	var sums []string
+	for _, id := range programs {
+		sums = append(sums, id.String()+"*")
+	}
+	return `sh -c 'a=` + AgentPath + `; if test -f $a && test ! -L $a && test -x $a; then case "$(sha256sum <$a)" in ` + strings.Join(sums, "|") +
+		`) exec $a receive; esac; fi; ` + strings.ReplaceAll(wire.SayNoAgent(), "'", `'\''`) + `'`
+}
+
+// Upload puts a program into AgentPath on the node.
+func (c *Conn) Upload(ctx context.Context, program []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, uploadWait)
 	defer cancel()
-	// Whatever root's login shell is, and whatever it prints, sh does the work.
-	out, err := c.Output(brief, `sh -c 'a=`+AgentPath+`; test -f $a && test ! -L $a && test -x $a && sha256sum $a; true'`)
-	if err != nil {
-		return false, err
+	if err := c.upload(ctx, program); err != nil {
+		return fmt.Errorf("upload the agent to %q: %w", c.target.Name, err)
 	}
-	if strings.Contains(string(out), digest.Of(binary).String()+"  "+AgentPath) {
-		return false, nil
-	}
-	long, cancel := context.WithTimeout(ctx, uploadWait)
-	defer cancel()
-	if err := c.upload(long, binary); err != nil {
-		return false, fmt.Errorf("upload the agent to %q: %w", c.target.Name, err)
-	}
-	return true, nil
+	return nil
 }
 
 // prepare makes the agent's directory without a trace in the times of the one
@@ -236,6 +234,15 @@ func (p *Process) Stderr() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return wire.Printable(strings.TrimSpace(p.errOut.String()))
+}
+
+// Close ends the program's input and the channel.
+func (p *Process) Close() error {
+	err := p.WriteCloser.Close()
+	if err = errors.Join(err, p.session.Close()); errors.Is(err, io.EOF) {
+		return nil // the program has ended
+	}
+	return err
 }
 
 // Wait closes the program's input and waits for its end.

@@ -123,9 +123,9 @@ func TestUploadIsDurable(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.Close()
-			_, err = c.EnsureAgent(t.Context(), []byte("the agent"))
+			err = c.Upload(t.Context(), []byte("the agent"))
 			if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
-				t.Errorf("EnsureAgent: %v, want %q", err, tc.want)
+				t.Errorf("Upload: %v, want %q", err, tc.want)
 			}
 			_, there := files.FileList.Filelist(sftp.NewRequest("Stat", AgentPath))
 			if (there == nil) != (tc.want == "") || syncs != tc.syncs || cats != 0 {

@@ -19,6 +19,23 @@ const maxNoise = 64 << 10
 // ErrGreeting says that the peer did not say what an ingot says first.
 var ErrGreeting = errors.New("no ingot answers there")
 
+// NoAgentError says that the node has no agent, or another one.
+type NoAgentError struct {
+	Machine string // of the node, as uname(1) -m names it
+}
+
+func (e *NoAgentError) Error() string { return "the node has no agent of this version" }
+
+// machineLen is the size of a KindNoAgent frame: a shell, which sends it,
+// can pad and cut text, but writes numbers as bytes only with effort.
+const machineLen = 64
+
+// SayNoAgent is a command of a POSIX shell that tells a Greet at the other end
+// of its standard output that there is no agent.
+func SayNoAgent() string {
+	return fmt.Sprintf(`printf "\000ingot\000%c\000\000\000\%03o%%-%d.%ds" "$(uname -m)"`, KindNoAgent, machineLen, machineLen, machineLen)
+}
+
 // Greet exchanges Hello and refuses a peer of another protocol or version.
 func (c *Conn) Greet(version string) error {
 	c.mu.Lock()
@@ -27,14 +44,22 @@ func (c *Conn) Greet(version string) error {
 	if err == nil {
 		err = c.Send(KindHello, Hello{Protocol, version})
 	}
-	if err != nil {
-		return err
+	// A peer that has ended may have said why.
+	if heard := c.skipNoise(); heard != nil {
+		return errors.Join(heard, err)
 	}
-	if err := c.skipNoise(); err != nil {
-		return err
+	f, err := c.Next(nil)
+	if err == nil && f.Kind == KindNoAgent {
+		return &NoAgentError{Machine: Printable(strings.TrimSpace(string(f.Payload[:min(len(f.Payload), machineLen)])))}
+	}
+	if err == nil {
+		err = f.is(KindHello)
 	}
 	var h Hello
-	if err := c.Expect(KindHello, &h, nil); err != nil {
+	if err == nil {
+		err = f.Unmarshal(&h)
+	}
+	if err != nil {
 		return fmt.Errorf("greet the peer: %w", err)
 	}
 	if h.Protocol != Protocol || h.Version != version {

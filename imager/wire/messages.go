@@ -11,10 +11,10 @@ import (
 type Verb string
 
 // The verbs. Each is one exchange over one stream; docs/ARCHITECTURE.md draws
-// them. Pushes and rollbacks are answered with []Generation and then, as a
-// blob, the Plan.
+// them. Pushes and rollbacks are answered with Kept and then, as a blob, the
+// Plan.
 const (
-	VerbPush     Verb = "push"     // then the target manifest as a blob
+	VerbPush     Verb = "push"     // the target's manifest follows only where the agent does not have it
 	VerbRollback Verb = "rollback" // needs no bytes from us, unless undo copies are damaged
 	VerbCapture  Verb = "capture"  // chunks and then the manifest come back
 )
@@ -28,9 +28,12 @@ type Request struct {
 	DryRun bool `json:"dry_run,omitempty"`
 
 	// push
-	Ref       string    `json:"ref,omitempty"`    // the image as the operator named it
-	Image     digest.ID `json:"image,omitzero"`   // of its manifest
-	Overlay   digest.ID `json:"overlay,omitzero"` // of the overlay's manifest
+	Ref       string    `json:"ref,omitempty"`     // the image as the operator named it
+	Image     digest.ID `json:"image,omitzero"`    // of its manifest
+	Overlay   digest.ID `json:"overlay,omitzero"`  // of the overlay's manifest
+	Manifest  digest.ID `json:"manifest,omitzero"` // of the target's manifest: image and overlay, merged
+	Arch      string    `json:"arch,omitempty"`    // what the image's programs run on, as Go calls it; "" for anything
+	Within    string    `json:"within,omitempty"`  // the path that alone is changed, with what is in it; "" for all
 	NodeOwned []string  `json:"node_owned,omitempty"`
 	Keep      []string  `json:"keep,omitempty"` // local changes that stay
 	Take      []string  `json:"take,omitempty"` // local changes that the image replaces
@@ -40,6 +43,36 @@ type Request struct {
 
 	// capture
 	Exclude []string `json:"exclude,omitempty"`
+}
+
+// Made says what the target of a push is made of.
+type Made struct {
+	Image   digest.ID `json:"image"`
+	Overlay digest.ID `json:"overlay"`
+}
+
+// MaxKnown bounds the targets that an agent names.
+const MaxKnown = 8
+
+// Kept is what the agent says of the node before anything else.
+type Kept struct {
+	Generations []Generation `json:"generations"`     // oldest first
+	Has         bool         `json:"has,omitempty"`   // push: the target that is asked for
+	Knows       []Made       `json:"knows,omitempty"` // push, when it has not: targets that it has, newest first
+}
+
+// Clean is Plan.Clean for what a node keeps.
+func (k *Kept) Clean() {
+	for i := range k.Generations {
+		k.Generations[i].Clean()
+	}
+}
+
+// Base says what the manifest that follows is: a delta (manifest.Delta)
+// against the target that is made of these two, or whole where they are zero.
+type Base struct {
+	Made
+	Manifest digest.ID `json:"manifest,omitzero"` // of the base, as the controller has it
 }
 
 // Plan is what a push or a rollback would do to the node.
@@ -56,29 +89,53 @@ type Plan struct {
 }
 
 // SendPlan sends p as a blob: a change of everything does not fit a frame.
-func (c *Conn) SendPlan(p Plan) error {
-	b, err := json.Marshal(p)
-	if err != nil {
-		return fmt.Errorf("send the plan: %w", err)
+func (c *Conn) SendPlan(p Plan) error { return c.sendLarge(p, "the plan", maxPlan) }
+
+// PlanAfter receives what SendPlan sent, whose first frame has been received.
+// It is fit to be shown.
+func (c *Conn) PlanAfter(first Frame, progress func(Progress)) (Plan, error) {
+	var p Plan
+	if err := c.largeAfter(first, &p, "the plan", maxPlan, progress); err != nil {
+		return p, err
 	}
-	if len(b) > maxPlan {
-		return fmt.Errorf("send the plan: %d bytes, the limit is %d", len(b), maxPlan)
+	p.Clean()
+	return p, nil
+}
+
+// SendKept sends k as a blob: small, as most of it repeats.
+func (c *Conn) SendKept(k Kept) error { return c.sendLarge(k, "what is kept", maxKept) }
+
+// RecvKept receives what SendKept sent, fit to be shown.
+func (c *Conn) RecvKept(progress func(Progress)) (Kept, error) {
+	var k Kept
+	f, err := c.Next(progress)
+	if err == nil {
+		err = c.largeAfter(f, &k, "what is kept", maxKept, progress)
+	}
+	k.Clean()
+	return k, err
+}
+
+func (c *Conn) sendLarge(v any, what string, most int) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("send %s: %w", what, err)
+	}
+	if len(b) > most {
+		return fmt.Errorf("send %s: %d bytes, the limit is %d", what, len(b), most)
 	}
 	return c.SendBlob(b)
 }
 
-// RecvPlan receives what SendPlan sent, fit to be shown.
-func (c *Conn) RecvPlan(progress func(Progress)) (Plan, error) {
-	var p Plan
-	b, err := c.recvBlob(c.plans, maxPlan, progress)
+func (c *Conn) largeAfter(first Frame, v any, what string, most int, progress func(Progress)) error {
+	b, err := c.blob(first, most, progress)
+	if err == nil {
+		err = json.Unmarshal(b, v)
+	}
 	if err != nil {
-		return p, err
+		return fmt.Errorf("receive %s: %w", what, err)
 	}
-	if err := json.Unmarshal(b, &p); err != nil {
-		return p, fmt.Errorf("receive the plan: %w", err)
-	}
-	p.Clean()
-	return p, nil
+	return nil
 }
 
 // Change is one entry that differs.

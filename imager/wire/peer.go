@@ -2,7 +2,9 @@ package wire
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"sync"
 
 	"ingot/internal/digest"
@@ -38,35 +40,29 @@ func (p Puller) Fetch(ctx context.Context, ids []digest.ID, fn func(id digest.ID
 	if err := p.C.SendIDs(KindWant, distinct); err != nil {
 		return err
 	}
-	for {
-		f, err := p.C.Next(nil)
+	for in := p.C.stream(); ; {
+		id, data, err := in.next()
+		if errors.Is(err, io.EOF) && in.err == nil {
+			break
+		}
+		if err == nil && !want[id] {
+			err = fmt.Errorf("the peer sent %s unasked", id.Short())
+		}
+		if err == nil {
+			delete(want, id)
+			err = fn(id, data)
+		}
+		if err == nil {
+			err = ctx.Err()
+		}
 		if err != nil {
 			return fmt.Errorf("fetch chunks: %w", err)
 		}
-		switch f.Kind {
-		case KindEnd:
-			if len(want) > 0 {
-				return &UnsentError{want, len(distinct)}
-			}
-			return nil
-		case KindChunks:
-			err := p.C.Chunks(f, func(id digest.ID, data []byte) error {
-				if !want[id] {
-					return fmt.Errorf("fetch chunks: the peer sent %s unasked", id.Short())
-				}
-				delete(want, id)
-				return fn(id, data)
-			})
-			if err != nil {
-				return err
-			}
-		default:
-			return fmt.Errorf("fetch chunks: unexpected frame %q", byte(f.Kind))
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
 	}
+	if len(want) > 0 {
+		return &UnsentError{want, len(distinct)}
+	}
+	return nil
 }
 
 // Pusher is a sink of chunks at the other end. It is safe for concurrent use.

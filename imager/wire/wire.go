@@ -1,10 +1,11 @@
 // Package wire carries framed messages between the controller and the agent of a node over one byte stream.
 //
 // A frame is one byte of kind, four bytes of big-endian payload length and the
-// payload. Control payloads are JSON; chunk payloads are zstd-compressed runs
-// of (32 bytes of SHA-256, 4 bytes of big-endian length, content). Blobs
-// (manifests, plans) are zstd-compressed and may span several frames, the last of
-// which is shorter than BlobPart.
+// payload. Control payloads are JSON; chunks are zstd-compressed runs of (32
+// bytes of SHA-256, 4 bytes of big-endian length, content): of a capture each
+// frame by itself (Batch), of a push one stream across all frames (Stream).
+// Blobs (manifests, plans) are zstd-compressed and may span several frames,
+// the last of which is shorter than BlobPart.
 package wire
 
 import (
@@ -20,7 +21,7 @@ import (
 )
 
 // Protocol is the version of what is spoken; both sides must say the same.
-const Protocol = 1
+const Protocol = 2
 
 // Limits of one frame and of one blob, in bytes. A hostile peer cannot make
 // the other side allocate more.
@@ -29,6 +30,7 @@ const (
 	BlobPart = 4 << 20
 	MaxBlob  = 1 << 30
 	maxPlan  = 64 << 20 // half a million changes
+	maxKept  = 1 << 20
 )
 
 // Kind tells what a frame holds.
@@ -45,8 +47,12 @@ const (
 	KindWant     Kind = 'W' // chunk IDs that the sender asks for
 	KindHave     Kind = 'V' // chunk IDs that the sender could send
 	KindMissing  Kind = 'M' // answer to KindHave: those that are wanted
-	KindChunks   Kind = 'C' // chunks
-	KindEnd      Kind = 'Z' // no more chunks for the last KindWant
+	KindChunks   Kind = 'C' // chunks of a capture
+	KindStream   Kind = 'S' // a part of the stream of chunks that KindWant asks for
+	KindBase     Kind = 'D' // JSON Base: what the manifest that follows is told against
+	KindWhole    Kind = 'F' // empty, instead of a plan: the base is not the same here, send the manifest whole
+	KindEnd      Kind = 'Z' // the plan is not to be carried out
+	KindNoAgent  Kind = 'U' // instead of a Hello: the agent is to be uploaded; the node's machine (uname -m)
 	KindPing     Kind = 'K' // empty, at any time: the sender lives
 )
 
@@ -81,13 +87,14 @@ var ErrVersion = errors.New("agent and controller speak different versions")
 // Conn is one end of the stream. Sends are safe for concurrent use; receives
 // belong to one goroutine.
 type Conn struct {
-	mu    sync.Mutex
-	w     *bufio.Writer
-	r     *bufio.Reader
-	enc   *zstd.Encoder
-	dec   *zstd.Decoder // of chunks
-	blobs *zstd.Decoder
-	plans *zstd.Decoder
+	mu  sync.Mutex
+	w   *bufio.Writer
+	r   *bufio.Reader
+	enc *zstd.Encoder
+	dec *zstd.Decoder // of chunks of a capture
+
+	streamIn  *streamReader // of the chunks of a push
+	streamOut *Stream
 
 	sent, received   counter
 	reading, writing moment
@@ -102,12 +109,12 @@ func New(r io.Reader, w io.Writer) *Conn {
 	if err != nil {
 		panic("BUG: zstd options: " + err.Error())
 	}
-	c.enc, c.dec, c.blobs, c.plans = enc, newDecoder(maxBatch), newDecoder(MaxBlob), newDecoder(maxPlan)
+	c.enc, c.dec = enc, newDecoder(nil, maxBatch)
 	return c
 }
 
-func newDecoder(most uint64) *zstd.Decoder {
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(most))
+func newDecoder(r io.Reader, most uint64, options ...zstd.DOption) *zstd.Decoder {
+	dec, err := zstd.NewReader(r, append(options, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(most))...)
 	if err != nil {
 		panic("BUG: zstd options: " + err.Error())
 	}
@@ -250,50 +257,4 @@ func (f Frame) Unmarshal(v any) error {
 		return fmt.Errorf("receive %q: %w", byte(f.Kind), err)
 	}
 	return nil
-}
-
-// SendBlob sends b compressed.
-func (c *Conn) SendBlob(b []byte) error {
-	if len(b) > MaxBlob {
-		return fmt.Errorf("send blob: %d bytes, the limit is %d", len(b), MaxBlob)
-	}
-	z := c.enc.EncodeAll(b, nil)
-	for {
-		n := min(len(z), BlobPart)
-		if err := c.SendRaw(KindBlob, z[:n]); err != nil {
-			return err
-		}
-		if z = z[n:]; n < BlobPart {
-			return nil
-		}
-	}
-}
-
-// RecvBlob receives what SendBlob sent.
-func (c *Conn) RecvBlob(progress func(Progress)) ([]byte, error) {
-	return c.recvBlob(c.blobs, MaxBlob, progress)
-}
-
-func (c *Conn) recvBlob(dec *zstd.Decoder, most int, progress func(Progress)) ([]byte, error) {
-	var z []byte
-	for {
-		f, err := c.Next(progress)
-		if err != nil {
-			return nil, err
-		}
-		if err := f.is(KindBlob); err != nil {
-			return nil, err
-		}
-		if z = append(z, f.Payload...); len(z) > most {
-			return nil, fmt.Errorf("receive blob: over %d bytes", most)
-		}
-		if len(f.Payload) < BlobPart {
-			break
-		}
-	}
-	b, err := dec.DecodeAll(z, nil)
-	if err != nil {
-		return nil, fmt.Errorf("receive blob: %w", err)
-	}
-	return b, nil
 }

@@ -89,7 +89,7 @@ func TestPullerGetsWhatItAsksForAndNothingElse(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		b := c.NewBatch()
+		b := c.Stream()
 		for _, id := range want[drop:] {
 			if err := b.Add(id, data[id]); err != nil {
 				return err
@@ -100,7 +100,7 @@ func TestPullerGetsWhatItAsksForAndNothingElse(t *testing.T) {
 				return err
 			}
 		}
-		return errors.Join(b.Flush(), c.SendRaw(KindEnd, nil))
+		return b.End()
 	}
 	for _, tc := range []struct {
 		name  string

@@ -1,0 +1,157 @@
+package wire
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+
+	"ingot/internal/digest"
+	"ingot/internal/manifest"
+)
+
+// Stream sends the chunks that the peer asked for, compressed as one stream
+// over the whole connection, so that what is much like something before costs
+// little. It is safe for concurrent use.
+type Stream struct {
+	mu   sync.Mutex
+	enc  *zstd.Encoder
+	head [digest.Size + 4]byte
+}
+
+// endOfAnswer stands where the length of a chunk would: no more for this question.
+const endOfAnswer = 1<<32 - 1
+
+// Stream returns the stream of chunks of this connection.
+func (c *Conn) Stream() *Stream {
+	if c.streamOut == nil {
+		enc, err := zstd.NewWriter(&streamWriter{c: c}, zstd.WithEncoderLevel(streamLevel), zstd.WithEncoderConcurrency(2), zstd.WithWindowSize(maxWindow), zstd.WithEncoderCRC(false))
+		if err != nil {
+			panic("BUG: zstd options: " + err.Error())
+		}
+		c.streamOut = &Stream{enc: enc}
+	}
+	return c.streamOut
+}
+
+// streamLevel is the best that keeps up with a gigabit on one core.
+const streamLevel = zstd.SpeedDefault
+
+// Add sends one chunk.
+func (s *Stream) Add(id digest.ID, data []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.add(id, uint32(len(data)), data)
+}
+
+func (s *Stream) add(id digest.ID, size uint32, data []byte) error {
+	copy(s.head[:], id[:])
+	binary.BigEndian.PutUint32(s.head[digest.Size:], size)
+	if _, err := s.enc.Write(s.head[:]); err != nil {
+		return err
+	}
+	_, err := s.enc.Write(data)
+	return err
+}
+
+// End says that all is sent that is sent for the peer's last question.
+func (s *Stream) End() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.add(digest.ID{}, endOfAnswer, nil); err != nil {
+		return err
+	}
+	return s.enc.Flush()
+}
+
+// streamWriter makes frames.
+type streamWriter struct{ c *Conn }
+
+func (w *streamWriter) Write(p []byte) (int, error) {
+	for rest := p; len(rest) > 0; {
+		n := min(len(rest), BlobPart)
+		if err := w.c.SendRaw(KindStream, rest[:n]); err != nil {
+			return 0, err
+		}
+		rest = rest[n:]
+	}
+	return len(p), nil
+}
+
+// streamReader reads what a Stream sends.
+type streamReader struct {
+	c    *Conn
+	dec  *zstd.Decoder
+	rest []byte // of the present frame
+	err  error  // of the connection
+	buf  []byte // of the present chunk
+}
+
+func (c *Conn) stream() *streamReader {
+	if c.streamIn == nil {
+		c.streamIn = &streamReader{c: c}
+		c.streamIn.dec = newDecoder(c.streamIn, 1<<62, zstd.WithDecoderMaxWindow(maxWindow))
+	}
+	return c.streamIn
+}
+
+// Read implements io.Reader for the decoder.
+func (r *streamReader) Read(p []byte) (int, error) {
+	for len(r.rest) == 0 {
+		var f Frame
+		if f, r.err = r.c.Next(nil); r.err == nil {
+			r.err = f.is(KindStream)
+		}
+		if r.err != nil {
+			return 0, r.err
+		}
+		r.rest = f.Payload
+	}
+	n := copy(p, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
+}
+
+// next returns the next chunk, checked against its ID and valid until the next
+// call; io.EOF where an answer ends.
+func (r *streamReader) next() (id digest.ID, data []byte, err error) {
+	var head [digest.Size + 4]byte
+	if err := r.fill(head[:]); err != nil {
+		return id, nil, err
+	}
+	copy(id[:], head[:])
+	n := binary.BigEndian.Uint32(head[digest.Size:])
+	if n == endOfAnswer {
+		return id, nil, io.EOF
+	}
+	if n > manifest.MaxChunk {
+		return id, nil, fmt.Errorf("receive chunks: one of %d bytes", n)
+	}
+	if uint32(cap(r.buf)) < n {
+		r.buf = make([]byte, n)
+	}
+	data = r.buf[:n]
+	if err := r.fill(data); err != nil {
+		return id, nil, err
+	}
+	if got := digest.Of(data); got != id {
+		return id, nil, fmt.Errorf("receive chunk %s: its content is %s", id.Short(), got.Short())
+	}
+	return id, data, nil
+}
+
+func (r *streamReader) fill(p []byte) error {
+	_, err := io.ReadFull(r.dec, p)
+	switch {
+	case err == nil:
+		return nil
+	case r.err != nil:
+		return r.err
+	case errors.Is(err, io.EOF): // the peer ended the stream, which has no end
+		err = io.ErrUnexpectedEOF
+	}
+	return fmt.Errorf("receive chunks: %w", err)
+}
