@@ -57,7 +57,12 @@ type site struct {
 
 func newSite(t testing.TB) site {
 	t.Helper()
-	s := site{t, filepath.Join(t.TempDir(), "site")}
+	return siteIn(t, t.TempDir())
+}
+
+func siteIn(t testing.TB, dir string) site {
+	t.Helper()
+	s := site{t, filepath.Join(dir, "site")}
 	s.must("init", s.dir)
 	return s
 }

@@ -1,0 +1,264 @@
+//go:build linux && amd64
+
+package images
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ingot/internal/steps"
+	"ingot/internal/torture"
+)
+
+// TestMain: some processes of this program watch over another.
+func TestMain(m *testing.M) {
+	if status, mine := steps.Main(); mine {
+		os.Exit(status)
+	}
+	os.Exit(m.Run())
+}
+
+// An ordeal is a command that is broken at each of its steps in turn, each
+// time in a fresh copy of a site.
+type ordeal struct {
+	site  site
+	more  []string              // directories beside the site's whose changes are steps
+	args  func(s site) []string // the command
+	whole func(s site) error    // what must be true however it ended
+	done  func(s site) error    // what must be true after it was repeated
+	wants map[string]string     // images, and their digests: what is called so is this
+}
+
+// mishaps are the ways to break a step. The last but one leaves the disk full.
+func mishaps() map[string]steps.Fault {
+	return map[string]steps.Fault{
+		"killed":       {Do: steps.Kill},
+		"torn":         {Do: steps.Tear},
+		"EIO":          {Do: steps.Fail, Errno: int(unix.EIO)},
+		"ENOSPC":       {Do: steps.Fail, Errno: int(unix.ENOSPC)},
+		"disk is full": {Do: steps.Stay, Errno: int(unix.ENOSPC)},
+	}
+}
+
+// with runs ingot with a fault.
+func (s site) with(f steps.Fault, args ...string) (result, steps.Result) {
+	s.t.Helper()
+	f.Within, f.Report = append(f.Within, s.dir), s.dir+".report"
+	f.Argv = append([]string{built("ingot"), "--site", s.dir}, args...)
+	cmd, err := steps.Command(f)
+	ok(s.t, err)
+	var out, said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &said
+	cmd.Run() // its exit status is in the report
+	r, err := f.Read()
+	if err != nil {
+		s.t.Fatalf("%v\n%s%s", err, &out, &said)
+	}
+	return result{r.Code, out.String(), said.String(), args}, r
+}
+
+// copied is the site again, in a directory of its own.
+func (s site) copied(dir string) site {
+	s.t.Helper()
+	if out, err := exec.Command("cp", "-a", s.dir, dir).CombinedOutput(); err != nil {
+		s.t.Fatalf("%v\n%s", err, out)
+	}
+	return s.at(dir)
+}
+
+// run breaks every step in every way.
+func (o ordeal) run(t *testing.T) {
+	scratch := quickDir(t)
+	plain := o.site.copied(filepath.Join(scratch, "count"))
+	r, all := plain.with(steps.Fault{Within: o.more}, o.args(plain)...)
+	if r.code != 0 {
+		t.Fatalf("without a fault: %+v", r)
+	}
+	ok(t, errors.Join(o.wholeness(plain), o.done(plain)))
+	for name, f := range mishaps() {
+		t.Run(name, func(t *testing.T) {
+			f.Within = o.more
+			hit := o.everyStep(t, filepath.Join(scratch, strings.ReplaceAll(name, " ", "-")), f)
+			for _, s := range all.Steps {
+				if key := steady(plain, s); !hit[key] && (f.Do != steps.Tear || strings.Contains(s.Call, "write")) {
+					t.Errorf("never broken: %s", key)
+				}
+			}
+		})
+	}
+}
+
+// everyStep breaks step after step, until the command ends before it comes to
+// the one that is to be broken, and returns which there were.
+func (o ordeal) everyStep(t *testing.T, scratch string, f steps.Fault) map[string]bool {
+	var next atomic.Int64
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	hit, n := map[string]bool{}, 0
+	for range 2 {
+		all.Go(func() {
+			for !t.Failed() {
+				f := f
+				f.At = int(next.Add(1))
+				s := o.site.copied(fmt.Sprintf("%s-%d", scratch, f.At))
+				r, st := s.with(f, o.args(s)...)
+				if !st.Hit {
+					os.RemoveAll(s.dir)
+					return
+				}
+				step := st.Steps[f.At-1]
+				mu.Lock()
+				hit[steady(s, step)] = true
+				n++
+				mu.Unlock()
+				if f.Do == steps.Tear && !strings.Contains(step.Call, "write") {
+					os.RemoveAll(s.dir) // the same as killed
+					continue
+				}
+				if err := o.survived(s, f, r); err != nil {
+					t.Errorf("step %d, %s: %v\nexit %d: %s", f.At, step, err, r.code, r.said())
+				}
+				os.RemoveAll(s.dir)
+			}
+		})
+	}
+	all.Wait()
+	t.Logf("%d steps", n)
+	return hit
+}
+
+// survived checks the site after a fault, repeats the command, and checks again.
+func (o ordeal) survived(s site, f steps.Fault, r result) error {
+	switch killed := f.Do == steps.Kill || f.Do == steps.Tear; {
+	case strings.Contains(r.err, "goroutine "):
+		return errors.New("it panicked")
+	case killed && r.code != 128+int(unix.SIGKILL):
+		return errors.New("it was not killed")
+	}
+	if err := o.wholeness(s); err != nil {
+		return fmt.Errorf("afterwards: %w", err)
+	}
+	if r.code == 0 { // it could do without
+		if err := o.done(s); err != nil {
+			return fmt.Errorf("it said that it had succeeded: %w", err)
+		}
+	}
+	if again := s.ingot(o.args(s)...); again.code != 0 {
+		return fmt.Errorf("the repeat: exit %d: %s", again.code, again.said())
+	}
+	return errors.Join(o.wholeness(s), o.done(s), s.strays())
+}
+
+// wholeness checks that the store verifies and that every image is what it should be.
+func (o ordeal) wholeness(s site) error {
+	if r := s.ingot("image", "verify"); r.code != 0 {
+		return fmt.Errorf("verify: exit %d: %s", r.code, r.said())
+	}
+	r := s.ingot("image", "list", "--json")
+	var images []struct{ Image string }
+	if err := json.Unmarshal([]byte(r.out), &images); err != nil {
+		return fmt.Errorf("list: %w: %s", err, r.said())
+	}
+	for _, i := range images {
+		if got, err := s.restored(i.Image); err != nil || got != o.wants[i.Image] {
+			return fmt.Errorf("image %s: %q, %v", i.Image, got, err)
+		}
+	}
+	return o.whole(s)
+}
+
+// strays finds temporary files.
+func (s site) strays() error {
+	var found []error
+	err := filepath.WalkDir(s.dir, func(p string, _ fs.DirEntry, err error) error {
+		if strings.HasPrefix(filepath.Base(p), ".tmp-") {
+			found = append(found, fmt.Errorf("%s was left", p))
+		}
+		return err
+	})
+	return errors.Join(append(found, err)...)
+}
+
+// has checks that images are there.
+func (s site) has(images ...string) error {
+	for _, image := range images {
+		if r := s.ingot("image", "show", image); r.code != 0 {
+			return fmt.Errorf("image %s: exit %d: %s", image, r.code, r.said())
+		}
+	}
+	return nil
+}
+
+// steady is a step with what is random in it taken out.
+func steady(s site, step steps.Step) string {
+	path := strings.TrimPrefix(step.Path, s.dir)
+	path = regexp.MustCompile(`\.tmp-[A-Z0-9]+|#[0-9]+`).ReplaceAllString(path, ".tmp")
+	return step.Call + " " + path
+}
+
+// quickDir is in memory where it can be: nobody waits for a disk, and no test
+// here is about what a power cut leaves.
+func quickDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "ingot-steps-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+func tinyTree(t testing.TB, dir string) {
+	t.Helper()
+	ok(t, os.MkdirAll(filepath.Join(dir, "d"), 0o755))
+	ok(t, os.WriteFile(filepath.Join(dir, "d/small"), []byte("small\n"), 0o640))
+	ok(t, os.WriteFile(filepath.Join(dir, "large"), torture.Noise(3, 300<<10), 0o600))
+	ok(t, os.Symlink("large", filepath.Join(dir, "link")))
+	ok(t, os.Link(filepath.Join(dir, "large"), filepath.Join(dir, "d/hard")))
+}
+
+// captured captures and returns the digest.
+func (s site) captured(dir, image string) string {
+	s.t.Helper()
+	var made struct{ Digest string }
+	ok(s.t, json.Unmarshal([]byte(s.must("image", "capture", dir, image, "--json").out), &made))
+	return made.Digest
+}
+
+// A capture that is broken at any step, in any way, has published its image
+// whole or not at all, has harmed no other, and can be repeated.
+func TestBrokenCapture(t *testing.T) {
+	need(t, "cp")
+	src, old := t.TempDir(), t.TempDir()
+	tinyTree(t, src)
+	ok(t, os.WriteFile(filepath.Join(old, "old"), torture.Noise(4, 5000), 0o600))
+	for name, prepare := range map[string]func(s site) []string{
+		"first": func(site) []string { return nil },
+		"later": func(s site) []string { s.captured(old, "old:1"); return []string{"old:1"} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, scratch := siteIn(t, quickDir(t)), newSite(t)
+			s.must("image", "list") // makes the database
+			there := prepare(s)
+			wants := map[string]string{"new:1": scratch.captured(src, "new:1"), "old:1": scratch.captured(old, "old:1")}
+			ordeal{site: s, wants: wants,
+				args:  func(site) []string { return []string{"image", "capture", src, "new:1"} },
+				whole: func(s site) error { return s.has(there...) },
+				done:  func(s site) error { return s.has("new:1") },
+			}.run(t)
+		})
+	}
+}
