@@ -60,7 +60,7 @@ func (p *program) imageCommand() *cli.Command {
   is taken out of use stays in the store's directory damaged/.`,
 			examples: []string{"ingot image verify", "ingot image verify web:2", "ingot image verify --repair"},
 			flags:    []cli.Flag{&cli.BoolFlag{Name: "repair", Usage: "take damaged packs out of use"}, jsonFlag()}, run: p.imageVerify}.command(),
-		p.imageTagVerb(), p.imageRmVerb(), p.imagePruneVerb(),
+		p.imageDiffVerb(), p.imageTagVerb(), p.imageRmVerb(), p.imagePruneVerb(),
 	)
 }
 

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"ingot/internal/digest"
 )
@@ -54,10 +55,8 @@ func (s *Store) Usage(ctx context.Context) ([]Usage, error) {
 			if !ok {
 				continue
 			}
-			f := &pl.pack.frames[pl.frame]
-			size := int64(f.chunks[pl.chunk].Size)
-			stored := size * int64(f.length) / int64(f.raw)
-			out[i].Bytes += size
+			stored := pl.stored()
+			out[i].Bytes += int64(pl.pack.frames[pl.frame].chunks[pl.chunk].Size)
 			out[i].Stored += stored
 			if users[id] == 1 {
 				out[i].Unique += stored
@@ -68,4 +67,27 @@ func (s *Store) Usage(ctx context.Context) ([]Usage, error) {
 		out = append(out, Usage{Named: Named{Ref: e.Ref}, Err: e})
 	}
 	return out, nil
+}
+
+// StoredSize returns the compressed bytes of these chunks, each its share of
+// its frame. Those that the store does not have count nothing.
+func (s *Store) StoredSize(ctx context.Context, ids []digest.ID) (int64, error) {
+	if err := s.refresh(ctx, time.Second); err != nil {
+		return 0, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var n int64
+	for _, id := range ids {
+		if pl, ok := s.index.chunks[id]; ok {
+			n += pl.stored()
+		}
+	}
+	return n, nil
+}
+
+// stored is the share of a chunk of the compressed bytes of its frame.
+func (pl place) stored() int64 {
+	f := &pl.pack.frames[pl.frame]
+	return int64(f.chunks[pl.chunk].Size) * int64(f.length) / int64(f.raw)
 }
