@@ -1,7 +1,7 @@
 package rollback
 
 import (
-	"slices"
+	"sort"
 
 	"ingot/internal/entry"
 	"ingot/internal/manifest"
@@ -32,63 +32,61 @@ func liveGroup(l *item) group {
 
 // builder gathers entries of several trees into one manifest.
 type builder struct {
-	built  []built
-	linked map[group]bool // with many unset: groups of more than one name
-}
-
-type built struct {
-	entry.Entry
-	group group
+	entries []entry.Entry
+	groups  []group
+	linked  map[group]bool // with many unset: groups of more than one name
 }
 
 func newBuilder(size int) *builder {
-	return &builder{built: make([]built, 0, size), linked: map[group]bool{}}
+	return &builder{entries: make([]entry.Entry, 0, size), groups: make([]group, 0, size), linked: map[group]bool{}}
 }
 
 func (b *builder) add(e, content *entry.Entry, g group) {
-	x := built{Entry: *e, group: g}
+	b.entries = append(b.entries, *e)
+	x := &b.entries[len(b.entries)-1]
 	x.Link, x.Holes, x.Chunks = "", nil, nil
 	if x.Type == entry.File && content != nil {
 		x.Size, x.Holes, x.Chunks = content.Size, content.Holes, content.Chunks
 	}
-	if x.group.many = false; g.many {
-		b.linked[x.group] = true
+	many := g.many
+	if g.many = false; many {
+		b.linked[g] = true
 	}
-	b.built = append(b.built, x)
+	b.groups = append(b.groups, g)
 }
 
 // build sorts the entries, makes the first name of each group its head and
 // adds directories that what was kept needs; what has no directory to be in is
-// left out.
+// left out. The builder is used up.
 func (b *builder) build(l *live) *manifest.Manifest {
 	b.sort()
 	if b.addParents(l) {
 		b.sort()
 	}
-	heads := map[group]*entry.Entry{}
-	m := &manifest.Manifest{Entries: make([]entry.Entry, 0, len(b.built))}
+	heads := map[group]int{}
+	out := b.entries[:0]
 	var dirs []string
-	for i := range b.built {
-		e, g := &b.built[i].Entry, b.built[i].group
+	for i := range b.entries {
+		e, g := b.entries[i], b.groups[i]
 		for len(dirs) > 0 && !within(e.Path, dirs[len(dirs)-1]) {
 			dirs = dirs[:len(dirs)-1]
 		}
 		if e.Path != "." && (len(dirs) == 0 || dirs[len(dirs)-1] != parentOf(e.Path)) {
 			continue
 		}
-		m.Entries = append(m.Entries, *e)
-		e = &m.Entries[len(m.Entries)-1]
-		switch {
-		case e.Type == entry.Dir:
+		if e.Type == entry.Dir {
 			dirs = append(dirs, e.Path)
-		case !b.linked[g]:
-		case heads[g] == nil:
-			heads[g] = e
-		case linkable(heads[g], e):
-			e.Link, e.Holes, e.Chunks = heads[g].Path, nil, nil
 		}
+		if b.linked[g] {
+			if h, ok := heads[g]; !ok {
+				heads[g] = len(out)
+			} else if linkable(&out[h], &e) {
+				e.Link, e.Holes, e.Chunks = out[h].Path, nil, nil
+			}
+		}
+		out = append(out, e)
 	}
-	return m
+	return &manifest.Manifest{Entries: out}
 }
 
 // linkable reports whether two entries can be recorded as names of one inode.
@@ -96,10 +94,17 @@ func linkable(a, b *entry.Entry) bool {
 	return a.Type == b.Type && a.Size == b.Size && a.Target == b.Target && a.Major == b.Major && a.Minor == b.Minor && entry.SameMeta(a, b)
 }
 
+// Len, Less and Swap implement sort.Interface.
+func (b *builder) Len() int           { return len(b.entries) }
+func (b *builder) Less(i, j int) bool { return entry.Before(b.entries[i].Path, b.entries[j].Path) }
+func (b *builder) Swap(i, j int) {
+	b.entries[i], b.entries[j] = b.entries[j], b.entries[i]
+	b.groups[i], b.groups[j] = b.groups[j], b.groups[i]
+}
+
 func (b *builder) sort() {
-	in := func(x, y built) int { return order(x.Path, y.Path) }
-	if !slices.IsSortedFunc(b.built, in) {
-		slices.SortStableFunc(b.built, in)
+	if !sort.IsSorted(b) {
+		sort.Stable(b)
 	}
 }
 
@@ -107,15 +112,15 @@ func (b *builder) sort() {
 // nothing else brought.
 func (b *builder) addParents(l *live) bool {
 	var dirs []string
-	var missing []entry.Entry
-	for i := range b.built {
-		e := &b.built[i].Entry
+	var missing []*entry.Entry
+	for i := range b.entries {
+		e := &b.entries[i]
 		for len(dirs) > 0 && !within(e.Path, dirs[len(dirs)-1]) {
 			dirs = dirs[:len(dirs)-1]
 		}
 		for up := parentOf(e.Path); up != "" && (len(dirs) == 0 || up != dirs[len(dirs)-1] && !within(dirs[len(dirs)-1], up)); up = parentOf(up) {
 			if it := l.get(up); it != nil && it.Type == entry.Dir {
-				missing = append(missing, *it.Entry)
+				missing = append(missing, it.Entry)
 			}
 		}
 		if up := parentOf(e.Path); up != "" && (len(dirs) == 0 || dirs[len(dirs)-1] != up) {
@@ -125,10 +130,8 @@ func (b *builder) addParents(l *live) bool {
 			dirs = append(dirs, e.Path)
 		}
 	}
-	for i := range missing {
-		m := built{Entry: missing[i]}
-		m.Link, m.Holes, m.Chunks = "", nil, nil
-		b.built = append(b.built, m)
+	for _, e := range missing {
+		b.add(e, nil, group{})
 	}
 	return len(missing) > 0
 }

@@ -90,7 +90,7 @@ func compare(base *index, l *live, target *index, r *rules) *Plan {
 	c.parents()
 	c.groups()
 	c.steps()
-	c.record()
+	c.plan.record = c.record
 	return c.plan
 }
 

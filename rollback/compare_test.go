@@ -235,6 +235,7 @@ func TestCompare(t *testing.T) {
 				seed:   list(t, strings.Fields(tt.seed)...),
 				policy: Policy{Keep: list(t, strings.Fields(tt.keep)...), Take: list(t, strings.Fields(tt.take)...), Default: tt.def}}
 			p := compare(base, parseLive(t, tt.live, base, target, r), target, r)
+			p.record()
 			var steps, conflicts []string
 			for _, s := range p.Steps {
 				steps = append(steps, s.Kind.String()+" "+s.Path)

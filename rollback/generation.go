@@ -99,11 +99,17 @@ func (n *Node) Current() (Generation, error) {
 	return n.generation(nums[len(nums)-1])
 }
 
-// Manifest returns the as-done manifest of a generation, checked against its digest.
+// Manifest returns the as-done manifest of a generation, checked against its
+// digest. It must not be changed.
 func (n *Node) Manifest(num int) (*manifest.Manifest, error) {
 	g, err := n.generation(num)
 	if err != nil {
 		return nil, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.read.m != nil && n.read.id == g.Manifest {
+		return n.read.m, nil
 	}
 	path := genDir(num, "manifest")
 	b, err := n.readState(path)
@@ -117,7 +123,15 @@ func (n *Node) Manifest(num int) (*manifest.Manifest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read %q: %w: %w", path, ErrCorrupt, err)
 	}
+	n.read = memo{g.Manifest, m}
 	return m, nil
+}
+
+// checked reports whether m is the manifest that was read last, which then was valid.
+func (n *Node) checked(m *manifest.Manifest) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return m == n.read.m
 }
 
 // Left returns the tree as it was when the generation was left, local changes
@@ -212,7 +226,7 @@ func (n *Node) recordIn(dir string, g Generation, m, target *manifest.Manifest) 
 		return id, err
 	}
 	if target != nil {
-		if g.Target, err = n.putTarget(dir, target); err != nil {
+		if g.Target, err = n.putTarget(dir, m, target); err != nil {
 			return id, err
 		}
 	}

@@ -23,12 +23,16 @@ func (n *Node) readState(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxState+1))
+	st, err := f.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("read %q: %w", path, err)
 	}
-	if len(b) > maxState {
+	if st.Size() > maxState {
 		return nil, fmt.Errorf("read %q: larger than %d bytes: %w", path, maxState, ErrCorrupt)
+	}
+	b := make([]byte, st.Size())
+	if _, err := io.ReadFull(f, b); err != nil {
+		return nil, fmt.Errorf("read %q: %w", path, err)
 	}
 	return b, nil
 }

@@ -27,8 +27,10 @@ type place struct {
 // since the generation was made, and changes nothing. Conflicts and obstacles
 // are in the plan, not errors (see Plan.Err).
 func (n *Node) Plan(ctx context.Context, t Target) (*Plan, error) {
-	if err := t.Manifest.Validate(); err != nil {
-		return nil, fmt.Errorf("plan: target: %w", err)
+	if !n.checked(t.Manifest) {
+		if err := t.Manifest.Validate(); err != nil {
+			return nil, fmt.Errorf("plan: target: %w", err)
+		}
 	}
 	g, err := n.idle()
 	if err != nil {
@@ -214,9 +216,9 @@ func (n *Node) planBack(ctx context.Context, g, dest Generation, base, target *i
 func (n *Node) finish(ctx context.Context, p *Plan, l *live, s *scanner) error {
 	p.Generation.Changes = len(p.Steps)
 	p.live, p.scan = l, s
-	for _, m := range []*manifest.Manifest{p.done, p.left} {
-		if err := m.Validate(); err != nil {
-			return fmt.Errorf("plan: what is to be recorded: %w", err)
+	if !p.Empty() {
+		if err := p.records(); err != nil {
+			return fmt.Errorf("plan: %w", err)
 		}
 	}
 	if err := n.sources(ctx, p, l, s); err != nil {
@@ -224,6 +226,20 @@ func (n *Node) finish(ctx context.Context, p *Plan, l *live, s *scanner) error {
 	}
 	p.measure()
 	p.Notes = append(p.Notes, writers(p)...)
+	return nil
+}
+
+// records makes what will be recorded of the old generation and the new one.
+func (p *Plan) records() error {
+	if p.done != nil {
+		return nil
+	}
+	p.record()
+	for _, m := range []*manifest.Manifest{p.done, p.left} {
+		if err := m.Validate(); err != nil {
+			return fmt.Errorf("what is to be recorded: %w", err)
+		}
+	}
 	return nil
 }
 
@@ -321,8 +337,8 @@ func (p *Plan) measure() {
 	const block = 4096
 	up := func(n int64) int64 { return (n + block - 1) / block * block }
 	p.Inodes, p.Bytes = 16, 64<<10
-	if p.done != nil { // two manifests and the journal, generously
-		p.Bytes += int64(len(p.done.Entries)) * 300
+	if p.live != nil { // two manifests and the journal, generously
+		p.Bytes += int64(max(len(p.base.m.Entries), len(p.live.items))) * 300
 	}
 	for i := range p.Steps {
 		s := &p.Steps[i]

@@ -158,6 +158,7 @@ type Plan struct {
 
 	target *manifest.Manifest // to be kept beside the generation; nil for a part and for a rollback
 
+	record func()             // makes done and left: an empty plan mostly needs none
 	done   *manifest.Manifest // the tree as it will be recorded
 	doneID digest.ID          // its digest; set by Switch
 	left   *manifest.Manifest // the tree as it is

@@ -30,12 +30,14 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"ingot/internal/digest"
 	"ingot/internal/entry"
+	"ingot/internal/manifest"
 	"ingot/internal/slogx"
 )
 
@@ -86,6 +88,15 @@ type Node struct {
 	path string
 	top  int // directory descriptors
 	sys  sys
+
+	mu   sync.Mutex
+	read memo
+}
+
+// memo is the manifest that was read last: a push asks for the same one several times.
+type memo struct {
+	id digest.ID
+	m  *manifest.Manifest
 }
 
 // Open opens the tree at top. It changes nothing.

@@ -44,6 +44,9 @@ func (n *Node) stage(ctx context.Context, p *Plan, src Source) error {
 	if err := n.fits(p); err != nil {
 		return err
 	}
+	if err := p.records(); err != nil {
+		return err
+	}
 	if p.Base == 0 {
 		g := Generation{Image: "as found", Mode: "live", By: p.Generation.By, Result: "found"}
 		g.Number, g.Covers, g.Exact = 1, p.Generation.Covers, p.Generation.Exact
@@ -117,7 +120,7 @@ func (n *Node) stageTarget(p *Plan, dir string) error {
 	switch {
 	case err != nil:
 	case p.target != nil:
-		p.Generation.Target, err = n.putTarget(dir, p.target)
+		p.Generation.Target, err = n.putTarget(dir, p.done, p.target)
 	case p.To != 0 && n.exists(genDir(p.To, "target")):
 		err = n.sys.link(n.top, genDir(p.To, "target"), n.top, dir+"/target")
 	default:

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
 
 	"ingot/internal/digest"
 	"ingot/internal/manifest"
@@ -43,7 +44,7 @@ func (n *Node) Known(image, overlay digest.ID) (*manifest.Manifest, bool, error)
 		if g.Target.IsZero() || g.ImageID != image || g.Overlay != overlay {
 			continue
 		}
-		m, err := n.readTarget(g)
+		m, err := n.readTarget(g, gens)
 		if err == nil {
 			return m, true, nil
 		}
@@ -54,35 +55,56 @@ func (n *Node) Known(image, overlay digest.ID) (*manifest.Manifest, bool, error)
 	return nil, false, nil
 }
 
-func (n *Node) readTarget(g Generation) (*manifest.Manifest, error) {
+// A kept target is the digest of the as-done manifest that it is a delta to,
+// mostly that of its own generation, and the delta, compressed. The two differ
+// in what the node keeps for itself.
+func (n *Node) readTarget(g Generation, gens []Generation) (*manifest.Manifest, error) {
 	b, err := n.readState(genDir(g.Number, "target"))
 	if err != nil {
 		return nil, err
 	}
-	r, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxState))
+	if len(b) < digest.Size {
+		return nil, fmt.Errorf("target of generation %d: is cut off: %w", g.Number, ErrCorrupt)
+	}
+	of := digest.ID(b[:digest.Size])
+	i := slices.IndexFunc(gens, func(x Generation) bool { return x.Manifest == of })
+	if i < 0 {
+		return nil, unix.ENOENT // a rollback took it over, and what it was made against is gone
+	}
+	base, err := n.Manifest(gens[i].Number)
+	if err != nil {
+		return nil, err
+	}
+	if of == g.Target {
+		return base, nil
+	}
+	r, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxState), zstd.WithDecoderLowmem(true))
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	raw, err := r.DecodeAll(b, nil)
+	delta, err := r.DecodeAll(b[digest.Size:], nil)
 	if err != nil {
 		return nil, fmt.Errorf("target of generation %d: %w: %w", g.Number, ErrCorrupt, err)
 	}
-	if id := digest.Of(raw); id != g.Target {
+	m, err := base.Apply(delta)
+	if err != nil {
+		return nil, fmt.Errorf("target of generation %d: %w: %w", g.Number, ErrCorrupt, err)
+	}
+	if id := m.ID(); id != g.Target {
 		return nil, fmt.Errorf("target of generation %d: is %s, should be %s: %w", g.Number, id.Short(), g.Target.Short(), ErrCorrupt)
 	}
-	return manifest.Decode(raw)
+	return m, nil
 }
 
-// putTarget writes a target into the directory of a generation, and returns its
-// digest. Most of a manifest is digests, which nothing makes smaller: the
-// fastest level is as good as any.
-func (n *Node) putTarget(dir string, m *manifest.Manifest) (digest.ID, error) {
-	w, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
+// putTarget writes a target into the directory of the generation whose as-done
+// manifest is done. It returns the target's digest.
+func (n *Node) putTarget(dir string, done, target *manifest.Manifest) (digest.ID, error) {
+	w, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(256<<10), zstd.WithLowerEncoderMem(true))
 	if err != nil {
 		return digest.ID{}, err
 	}
 	defer w.Close()
-	raw := m.Encode()
-	return digest.Of(raw), n.putState(dir+"/target", w.EncodeAll(raw, nil))
+	of := done.ID()
+	return target.ID(), n.putState(dir+"/target", w.EncodeAll(manifest.Delta(done, target), of[:]))
 }
