@@ -152,7 +152,7 @@ func TestFlippedByte(t *testing.T) {
 	need(t)
 	size, n := 10<<20, 48
 	if campaign() {
-		size, n = 160<<20, 200
+		size, n = 200<<20, 200
 	}
 	s, src, images := newSite(t), t.TempDir(), []string{"web:1", "web:2"}
 	programTree(t, src, size)
