@@ -19,7 +19,7 @@ VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 BUILD   := go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
 AGENTS  := bin/ingot-agent-amd64 bin/ingot-agent-arm64
 
-.PHONY: help setup build test test-quick boot-time demo lint clean
+.PHONY: help setup build test test-quick campaign fuzz boot-time demo lint clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,15 @@ test-quick: ## run the tests that need no virtual machine
 	@$(SETUP) test
 	@$(MAKE) bin/ingot SKIP_SETUP=1
 	@scripts/test -short
+
+campaign: ## break captures, prunes and rollbacks at every step, flip 200 bytes; an hour
+	@$(SETUP) test
+	@$(MAKE) bin/ingot SKIP_SETUP=1
+	@INGOT_CAMPAIGN=1 INGOT_NO_SKIP=1 go test -count=1 -timeout 90m -v ./e2e/images
+	@INGOT_CAMPAIGN=1 INGOT_NO_SKIP=1 go test -count=1 -timeout 60m -v -run Anywhere ./rollback
+
+fuzz: ## run every fuzzer for FUZZTIME=60s each
+	@scripts/fuzz
 
 boot-time: ## measure power-on to login, BIOS and UEFI, one machine alone
 	@$(SETUP) test

@@ -309,6 +309,9 @@ func TestBrokenTag(t *testing.T) {
 			if got, err := s.restored("web:stable"); err != nil || got != second {
 				return fmt.Errorf("the tag was not moved: %s, %v", got, err)
 			}
+			if r := s.ingot("image", "prune"); r.code != 0 { // a tag does not look for what crashes left
+				return fmt.Errorf("prune: %s", r.said())
+			}
 			return nil
 		},
 	}.run(t)
