@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"ingot/imager/wire"
 	"ingot/internal/digest"
@@ -78,7 +79,7 @@ func Push(ctx context.Context, c *wire.Conn, req wire.Request, target Target, ta
 			if err != nil {
 				return err
 			}
-			theirs = chunksOf(m)
+			theirs = chunksOf(m, req.Within)
 		}
 		return serveChunks(ctx, c, f, target.Source, theirs)
 	})
@@ -150,12 +151,19 @@ func hear(c *wire.Conn, talk Talk) (wire.Kept, error) {
 	return kept, talk.Kept(kept.Generations)
 }
 
-// chunksOf are the chunks that a node may ask for: those of its own target.
-// The store holds other nodes' secrets too.
-func chunksOf(m *manifest.Manifest) map[digest.ID]bool {
+// chunksOf are the chunks that a node may ask for: those of its own target,
+// and of that, what is in within. The store holds other nodes' secrets too.
+func chunksOf(m *manifest.Manifest, within string) map[digest.ID]bool {
 	out := map[digest.ID]bool{}
 	for i := range m.Entries {
-		for _, c := range m.Entries[i].Chunks {
+		e := &m.Entries[i]
+		if within != "" && e.Path != within && !strings.HasPrefix(e.Path, within+"/") {
+			continue
+		}
+		if holder, ok := m.Lookup(e.Link); ok && e.Link != "" {
+			e = holder
+		}
+		for _, c := range e.Chunks {
 			out[c.ID] = true
 		}
 	}

@@ -59,6 +59,7 @@ type Generation struct {
 	Ref     string
 	Image   string
 	Overlay string
+	Within  string // the path that alone was pushed, relative to the top; "" for all
 	Mode    string
 	Kind    string // install, push or rollback
 	By      string
@@ -78,8 +79,8 @@ func (d *DB) AddGeneration(ctx context.Context, g Generation) error {
 				return err
 			}
 		}
-		_, err := tx.ExecContext(ctx, `INSERT OR REPLACE INTO generations (node, number, ref, image, overlay, mode, kind, by_whom, time) VALUES (?,?,?,?,?,?,?,?,?)`,
-			g.Node, g.Number, g.Ref, g.Image, g.Overlay, g.Mode, g.Kind, g.By, nanos(g.Time))
+		_, err := tx.ExecContext(ctx, `INSERT OR REPLACE INTO generations (node, number, ref, image, overlay, within, mode, kind, by_whom, time) VALUES (?,?,?,?,?,?,?,?,?,?)`,
+			g.Node, g.Number, g.Ref, g.Image, g.Overlay, g.Within, g.Mode, g.Kind, g.By, nanos(g.Time))
 		if err != nil {
 			return err
 		}
@@ -105,7 +106,7 @@ type queryer interface {
 }
 
 func generations(ctx context.Context, q queryer, node string) ([]Generation, error) {
-	rows, err := q.QueryContext(ctx, `SELECT node, number, ref, image, overlay, mode, kind, by_whom, time, retired FROM generations WHERE node=? ORDER BY number`, node)
+	rows, err := q.QueryContext(ctx, `SELECT node, number, ref, image, overlay, within, mode, kind, by_whom, time, retired FROM generations WHERE node=? ORDER BY number`, node)
 	if err != nil {
 		return nil, err
 	}
@@ -114,7 +115,7 @@ func generations(ctx context.Context, q queryer, node string) ([]Generation, err
 	for rows.Next() {
 		var g Generation
 		var t int64
-		if err := rows.Scan(&g.Node, &g.Number, &g.Ref, &g.Image, &g.Overlay, &g.Mode, &g.Kind, &g.By, &t, &g.Retired); err != nil {
+		if err := rows.Scan(&g.Node, &g.Number, &g.Ref, &g.Image, &g.Overlay, &g.Within, &g.Mode, &g.Kind, &g.By, &t, &g.Retired); err != nil {
 			return nil, err
 		}
 		g.Time = fromNanos(t)

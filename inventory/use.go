@@ -35,8 +35,8 @@ func (d *DB) Retire(ctx context.Context, node string, keeps []int) error {
 // How says what a node has to do with an image.
 type How string
 
-// What a node has to do with an image: it is in its newest generation, or in
-// an older one that it keeps, or is being installed.
+// What a node has to do with an image: it is in its newest generation of the whole
+// tree, or in another one that it keeps, or is being installed.
 const (
 	Runs     How = "runs"
 	Keeps    How = "keeps"
@@ -56,7 +56,7 @@ type Use struct {
 // An installation that has ended counts until its generation is recorded.
 func (d *DB) Uses(ctx context.Context) ([]Use, error) {
 	rows, err := d.db.QueryContext(ctx, `
-		SELECT node, CASE number WHEN (SELECT MAX(number) FROM generations n WHERE n.node=g.node) THEN 'runs' ELSE 'keeps' END, image, ref, number
+		SELECT node, CASE number WHEN (SELECT MAX(number) FROM generations n WHERE n.node=g.node AND n.within='') THEN 'runs' ELSE 'keeps' END, image, ref, number
 		FROM generations g WHERE retired=0
 		UNION ALL
 		SELECT node, CASE state WHEN 'installed' THEN 'keeps' ELSE 'installs' END, image, ref, 0 FROM installs i

@@ -74,3 +74,22 @@ func TestUses(t *testing.T) {
 	must(d.Forget(ctx, "n1"))
 	want("n2 runs old 7")
 }
+
+// Who got a part of an image keeps it, and runs what the rest is of.
+func TestUsesOfParts(t *testing.T) {
+	db := open(t)
+	for i, within := range []string{"", "srv/www"} {
+		g := Generation{Node: "n1", Number: i + 1, Ref: "web:" + string(rune('1'+i)), Image: string(rune('a' + i)), Mode: "live", Kind: "push", Within: within}
+		if err := db.AddGeneration(t.Context(), g); err != nil {
+			t.Fatal(err)
+		}
+	}
+	uses, err := db.Uses(t.Context())
+	if err != nil || len(uses) != 2 || uses[0].How != Runs || uses[0].Image != "a" || uses[1].How != Keeps {
+		t.Errorf("uses: %+v, %v", uses, err)
+	}
+	list, err := db.Generations(t.Context(), "n1")
+	if err != nil || list[1].Within != "srv/www" {
+		t.Errorf("generations: %+v, %v", list, err)
+	}
+}

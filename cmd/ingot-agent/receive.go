@@ -278,7 +278,7 @@ func generation(g rollback.Generation, current int) wire.Generation {
 	case g.Result == "found":
 		kind = "found"
 	}
-	return wire.Generation{Number: g.Number, Kind: kind, Ref: g.Image, Image: g.ImageID, Overlay: g.Overlay, Mode: g.Mode, By: g.By,
+	return wire.Generation{Number: g.Number, Kind: kind, Ref: g.Image, Image: g.ImageID, Overlay: g.Overlay, Within: string(g.Within), Mode: g.Mode, By: g.By,
 		Time: g.When.Unix(), Current: g.Number == current, Pinned: g.Pinned}
 }
 
@@ -313,7 +313,11 @@ func listGenerations(c *cli.Context) error {
 			if g.Pinned {
 				mark += " pinned"
 			}
-			fmt.Fprintf(w, "%d%s\t%s\t%s\t%s\t%s\t%s\n", g.Number, mark, g.Kind, g.Ref, g.Image.Short(), time.Unix(g.Time, 0).Format(time.DateTime), g.By)
+			ref := g.Ref
+			if g.Within != "" {
+				ref = fmt.Sprintf("%q of %s", "/"+g.Within, g.Ref)
+			}
+			fmt.Fprintf(w, "%d%s\t%s\t%s\t%s\t%s\t%s\n", g.Number, mark, g.Kind, ref, g.Image.Short(), time.Unix(g.Time, 0).Format(time.DateTime), g.By)
 		}
 		return w.Flush()
 	})

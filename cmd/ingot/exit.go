@@ -10,6 +10,7 @@ import (
 	"ingot/imager/store"
 	"ingot/imager/wire"
 	"ingot/inventory"
+	"ingot/rollback"
 	"ingot/site"
 )
 
@@ -100,6 +101,16 @@ func diagnose(err error) (text, hint string, code int) {
 		if code == 0 {
 			code = exitFailed
 		}
+	case errors.Is(err, rollback.ErrBusy):
+		code = exitBusy
+	case errors.Is(err, rollback.ErrNoGeneration):
+		code = exitNotFound
+	case errors.Is(err, rollback.ErrDamaged), errors.Is(err, rollback.ErrCorrupt):
+		code = exitCorrupt
+	case errors.Is(err, rollback.ErrConflict):
+		hint = orElse(hint, "--keep PATTERN leaves such files as they are, --take PATTERN gives them up; --dry-run lists them")
+	case errors.Is(err, rollback.ErrInterrupted):
+		hint = orElse(hint, "the same command without --dry-run recovers it first")
 	case errors.Is(err, remote.ErrHostKey):
 		hint = orElse(hint, "if the machine was replaced on purpose, reinstall it (`ingot node set NODE --install`); else somebody stands in between")
 	case errors.Is(err, remote.ErrNoPin):

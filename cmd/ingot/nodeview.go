@@ -56,6 +56,7 @@ type generationView struct {
 	Image   string    `json:"image"`
 	Digest  string    `json:"digest"`
 	Overlay string    `json:"overlay,omitempty"`
+	Within  string    `json:"path,omitempty"` // the part that was pushed
 	Mode    string    `json:"mode"`
 	By      string    `json:"by"`
 	Time    time.Time `json:"time"`
@@ -80,10 +81,28 @@ func viewNode(ctx context.Context, w *world, n *site.Node, installs map[string]i
 		return v, err
 	}
 	for _, g := range generations {
-		v.Generations = append(v.Generations, generationView{g.Number, g.Kind, g.Ref, g.Image, g.Overlay, g.Mode, g.By, g.Time})
-		v.Image, v.Generation, v.Since = g.Ref, g.Number, &g.Time
+		v.Generations = append(v.Generations, generationView{g.Number, g.Kind, g.Ref, g.Image, g.Overlay, absolute(g.Within), g.Mode, g.By, g.Time})
+		if v.Generation, v.Since = g.Number, &g.Time; g.Within == "" || v.Image == "" {
+			v.Image = partOf(g.Ref, g.Within)
+		}
 	}
 	return v, nil
+}
+
+// partOf names an image of which perhaps only a path was pushed.
+func partOf(ref, within string) string {
+	if within == "" {
+		return ref
+	}
+	return fmt.Sprintf("%q of %s", absolute(within), ref)
+}
+
+// absolute is a path from the top; "" is none.
+func absolute(within string) string {
+	if within == "" {
+		return ""
+	}
+	return "/" + strings.TrimPrefix(within, "/")
 }
 
 func viewNICs(n *site.Node) []nicView {
@@ -267,7 +286,7 @@ func (p *program) printNode(v nodeView, classes string) error {
 	}
 	gens := [][]string{{"GENERATION", "KIND", "IMAGE", "DIGEST", "WHEN", "BY"}}
 	for _, g := range v.Generations {
-		gens = append(gens, []string{fmt.Sprint(g.Number), g.Kind, g.Image, fmt.Sprintf("%.12s", g.Digest), g.Time.Local().Format(time.DateTime), g.By})
+		gens = append(gens, []string{fmt.Sprint(g.Number), g.Kind, partOf(g.Image, g.Within), fmt.Sprintf("%.12s", g.Digest), g.Time.Local().Format(time.DateTime), g.By})
 	}
 	fmt.Fprintln(p.Stdout)
 	return p.table(gens)

@@ -14,6 +14,7 @@ import (
 func conflictFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "dry-run", Usage: "show what would change, change nothing"},
+		&cli.StringFlag{Name: "dir", Usage: "not nodes but the directory `DIR` of this machine"},
 		&cli.StringSliceFlag{Name: "keep", Usage: "keep local changes of paths like `PATTERN`"},
 		&cli.StringSliceFlag{Name: "take", Usage: "give up local changes of paths like `PATTERN`; they stay in the generation"},
 		parallelFlag(), jsonFlag(),
@@ -21,7 +22,7 @@ func conflictFlags() []cli.Flag {
 }
 
 func (p *program) pushCommand() *cli.Command {
-	return verb{name: "push", usage: "make running nodes equal to an image", args: "IMAGE NODES",
+	return verb{name: "push", usage: "make running nodes, or a directory, equal to an image", args: "IMAGE [NODES]",
 		about: `Makes the tree of each node equal to IMAGE plus the node's overlay, moving only chunks that the
   node lacks. Everything is staged beside the live tree and verified; then one journalled switch
   exchanges the files. Each displaced file is kept: ` + "`ingot rollback`" + ` moves no bytes.
@@ -32,23 +33,36 @@ func (p *program) pushCommand() *cli.Command {
 
   Several nodes are done at once (--parallel). When one fails, those under way are finished and no
   further ones are begun; each is reported: done, unchanged, failed, not tried. After Ctrl-C no node
-  begins its switch, and one that has begun finishes it.`,
-		examples: []string{"ingot push web:2 n1 --dry-run", "ingot push web:2 n1", "ingot push web:2 @web --take '/etc/nginx/**'"},
-		flags:    conflictFlags(), run: p.push}.command()
+  begins its switch, and one that has begun finishes it.
+
+  With --path only that path of the image, and what is in it, is compared and changed.
+
+  With --dir a directory of this machine (a chroot, a mounted disk) becomes exactly IMAGE: no overlay,
+  and nothing in it is node-owned. An empty one is written straight, and an interrupted push into it is
+  finished by the same command. One that ingot has written gets what changed. One that holds anything
+  else is refused unless --force says so: what the image lacks goes, though a rollback brings it back.
+  The directories that this machine runs from (/, /usr, /etc ...) and those that hold the site are
+  always refused. Who is not root gets what he can have (his own files, no devices) and is told the rest.`,
+		examples: []string{"ingot push web:2 n1 --dry-run", "ingot push web:2 n1", "ingot push web:2 @web --take '/etc/nginx/**'", "ingot push web:2 @web --path /srv/www",
+			"ingot push web:2 --dir /mnt"},
+		flags: append([]cli.Flag{
+			&cli.StringFlag{Name: "path", Usage: "only `PATH` of the image, such as /srv/www"},
+			&cli.BoolFlag{Name: "force", Usage: "with --dir: also where DIR holds what ingot did not put there"},
+		}, conflictFlags()...), run: p.push}.command()
 }
 
 func (p *program) rollbackCommand() *cli.Command {
-	return verb{name: "rollback", usage: "take nodes back to an earlier generation", args: "NODES",
+	return verb{name: "rollback", usage: "take nodes, or a directory, back to an earlier generation", args: "[NODES]",
 		about: `Takes each node back to the generation before, or to --to N, from what the node keeps itself: no
   bytes move, unless an undo copy is damaged: then the content comes from the store. The rollback is a
   generation of its own, so it can be rolled back too. On the node's console, with no server at all,
-  ` + "`/.ingot/agent rollback`" + ` does the same.`,
-		examples: []string{"ingot rollback n1", "ingot rollback @web", "ingot rollback n1 --to 3", "ingot rollback n1 --dry-run"},
+  ` + "`/.ingot/agent rollback`" + ` does the same. With --dir it is a directory that ` + "`ingot push --dir`" + ` has written.`,
+		examples: []string{"ingot rollback n1", "ingot rollback @web", "ingot rollback n1 --to 3", "ingot rollback n1 --dry-run", "ingot rollback --dir /mnt"},
 		flags:    append([]cli.Flag{&cli.IntFlag{Name: "to", Usage: "the generation `N`", DefaultText: "the one before"}}, conflictFlags()...), run: p.rollback}.command()
 }
 
 func (p *program) push(c *cli.Context) error {
-	if err := wantArgs(c, 2, 2); err != nil {
+	if err := wantNodesOrDir(c, 1); err != nil {
 		return err
 	}
 	w, err := openWorld(c)
@@ -65,14 +79,27 @@ func (p *program) push(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if c.IsSet("dir") {
+		return p.pushDir(c, w, image)
+	}
+	var within string
+	if c.IsSet("path") {
+		m, err := image.load()
+		if err == nil {
+			within, err = withinOf(c.String("path"), m)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	return p.eachNode(c, w, c.Args().Get(1), func(ctx context.Context, n *site.Node, s *agentSession, bar *bar, out *outcome) error {
 		t, err := image.target(ctx, w, n)
 		if err != nil {
 			return err
 		}
-		req := wire.Request{Dir: "/", By: operator(), Ref: t.ref, Image: t.image, Overlay: t.overlay, NodeOwned: t.nodeOwned}
+		req := wire.Request{Dir: "/", By: operator(), Ref: t.ref, Image: t.image, Overlay: t.overlay, NodeOwned: t.nodeOwned, Within: within}
 		p.policy(c, &req)
-		if !req.DryRun {
+		if !req.DryRun && within == "" { // who gets a part may not ask for the rest
 			if err := w.give(ctx, n.Name, t.image); err != nil {
 				return err
 			}
@@ -82,13 +109,16 @@ func (p *program) push(c *cli.Context) error {
 			return err
 		}
 		return w.state.AddGeneration(context.WithoutCancel(ctx), inventory.Generation{Node: n.Name, Number: out.Done.Generation.Number, Ref: req.Ref, Image: t.image.String(),
-			Overlay: req.Overlay.String(), Mode: "live", Kind: "push", By: req.By})
+			Overlay: req.Overlay.String(), Within: within, Mode: "live", Kind: "push", By: req.By})
 	})
 }
 
 func (p *program) rollback(c *cli.Context) error {
-	if err := wantArgs(c, 1, 1); err != nil {
+	if err := wantNodesOrDir(c, 0); err != nil {
 		return err
+	}
+	if c.IsSet("dir") {
+		return p.rollbackDir(c)
 	}
 	w, err := openWorld(c)
 	if err != nil {
@@ -105,7 +135,7 @@ func (p *program) rollback(c *cli.Context) error {
 		}
 		g := out.Done.Generation
 		return w.state.AddGeneration(context.WithoutCancel(ctx), inventory.Generation{Node: n.Name, Number: g.Number, Ref: g.Ref, Image: g.Image.String(),
-			Overlay: g.Overlay.String(), Mode: g.Mode, Kind: "rollback", By: req.By})
+			Overlay: g.Overlay.String(), Within: g.Within, Mode: g.Mode, Kind: "rollback", By: req.By})
 	})
 }
 
@@ -116,6 +146,17 @@ func (p *program) policy(c *cli.Context, req *wire.Request) {
 func (p *program) talk(ctx context.Context, c *cli.Context, w *world, n *site.Node, bar *bar) imager.Talk {
 	return imager.Talk{Decide: p.decide(c, bar.screen, n.Name), Progress: bar.show,
 		Kept: func(list []wire.Generation) error { return w.learn(ctx, n.Name, list) }}
+}
+
+// wantNodesOrDir checks the arguments: so many, and NODES or --dir.
+func wantNodesOrDir(c *cli.Context, before int) error {
+	if !c.IsSet("dir") {
+		return wantArgs(c, before+1, before+1)
+	}
+	if c.Args().Len() > before {
+		return usagef("%s: NODES or --dir, not both", c.Command.HelpName)
+	}
+	return wantArgs(c, before, before)
 }
 
 // decide shows a plan that is only to be looked at.

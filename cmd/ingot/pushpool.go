@@ -43,6 +43,7 @@ type outcome struct {
 	Done     wire.Done `json:"done"`
 	Sent     int64     `json:"sent_bytes"`
 	Received int64     `json:"received_bytes"`
+	Written  int       `json:"written,omitempty"` // entries, where a directory was empty
 	Seconds  float64   `json:"seconds"`
 
 	err error
@@ -246,6 +247,15 @@ func (p *program) report(c *cli.Context, screen *screen, out outcome, only bool)
 	case c.Bool("json") || c.Bool("dry-run"):
 	case out.State == stateUnchanged:
 		screen.answer(fmt.Sprintf("%s: unchanged, generation %d (%.1f s)\n", who, out.Done.Generation.Number, out.Seconds))
+	case out.Dir != "":
+		for _, n := range folded(out.Done.Notes) {
+			screen.say("note: %s", n)
+		}
+		g, what := out.Done.Generation, count(len(out.Plan.Changes), "change")
+		if out.Written > 0 {
+			what = fmt.Sprintf("%d entries written", out.Written)
+		}
+		screen.answer(fmt.Sprintf("%s: generation %d is %s: %s (%.1f s)\n", who, g.Number, g.Ref, what, out.Seconds))
 	default:
 		for _, n := range folded(out.Done.Notes) {
 			screen.say("%s: note: %s", who, n)

@@ -26,9 +26,9 @@ import (
 var ErrNotEmpty = errors.New("the directory is not empty")
 
 // Write makes the tree m in the directory dir, which has to be empty but for
-// the lost+found of a fresh file system. Every chunk is asked of src once. A
-// manifest that Validate accepts cannot make it write outside dir, whoever
-// wrote it. When it fails, what was written stays.
+// the lost+found of a fresh file system and ingot's own state. Every chunk is
+// asked of src once. A manifest that Validate accepts cannot make it write
+// outside dir, whoever wrote it. When it fails, what was written stays.
 func Write(ctx context.Context, dir string, m *manifest.Manifest, src Source, o WriteOptions) error {
 	if err := m.Validate(); err != nil {
 		return fmt.Errorf("write tree to %q: %w", dir, err)
@@ -156,10 +156,13 @@ func (w *writer) prepare() error {
 		return err
 	}
 	for _, n := range names {
-		if n != "lost+found" {
+		switch n {
+		case own: // its caller's; a tree that has it too is refused where it is made
+		case "lost+found":
+			w.kept = true
+		default:
 			return fmt.Errorf("%w: it has %q", ErrNotEmpty, n)
 		}
-		w.kept = true
 	}
 	plain := w.me
 	plain.Type, plain.Mode = entry.Dir, 0700

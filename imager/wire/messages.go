@@ -164,6 +164,7 @@ type Generation struct {
 	Ref     string    `json:"ref"`
 	Image   digest.ID `json:"image"`
 	Overlay digest.ID `json:"overlay,omitzero"`
+	Within  string    `json:"within,omitempty"` // the path that alone was pushed
 	Mode    string    `json:"mode"`
 	By      string    `json:"by"`
 	Time    int64     `json:"time"` // Unix seconds
@@ -201,7 +202,9 @@ func (d *Done) Clean() {
 
 // Clean is Plan.Clean for a generation.
 func (g *Generation) Clean() {
-	g.Kind, g.Ref, g.Mode, g.By = Printable(g.Kind), Printable(g.Ref), Printable(g.Mode), Printable(g.By)
+	for _, s := range []*string{&g.Kind, &g.Ref, &g.Within, &g.Mode, &g.By} {
+		*s = Printable(*s)
+	}
 }
 
 // Clean is Plan.Clean for a capture.
