@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ingot/imager/store"
+	"ingot/imager/wire"
 )
 
 // basePackages are what a node needs to boot and to be managed.
@@ -67,7 +68,7 @@ func (p *program) imageBuild(c *cli.Context) error {
 		return withHint(fmt.Errorf("build image %q: %w", ref, err), "mmdebstrap (package mmdebstrap) needs root and a Debian mirror it can reach; --mirror names one")
 	}
 	p.say("tree built in %s", time.Since(start).Round(time.Second))
-	return p.captureDir(c, w, root, store.Image{Source: "debian " + c.String("debian"), Arch: debianArch(c.Context)}, ref, captureDirOptions{})
+	return p.captureDir(c, w, store.Image{Source: "debian " + c.String("debian"), Arch: debianArch(c.Context)}, ref, wire.Request{Dir: root}, "")
 }
 
 // debianArch is what mmdebstrap builds for: the architecture of this machine as

@@ -110,7 +110,7 @@ func (p *program) imageShow(c *cli.Context) error {
 	names := []imageView{}
 	for _, n := range refs {
 		if n.Digest == id {
-			names = append(names, imageView{Image: n.Ref.String(), Digest: id, Created: n.Created, Arch: n.Arch, Source: n.Source})
+			names = append(names, imageView{Image: n.Ref.String(), Digest: id, Created: n.Created, Arch: n.Arch, Source: n.Source, Parent: n.Parent, Sealed: n.Sealed})
 		}
 	}
 	if c.Bool("json") {
@@ -123,6 +123,12 @@ func (p *program) imageShow(c *cli.Context) error {
 	fmt.Fprintf(p.Stdout, "digest   %s\nentries  %d\nsize     %s\nkernel   %s\n", id, len(m.Entries), size(m.TotalSize()), orElse(kernelOf(m), "none"))
 	for _, n := range names {
 		fmt.Fprintf(p.Stdout, "name     %s, since %s, from %s\n", n.Image, n.Created.Local().Format(time.DateTime), orElse(n.Source, "unknown"))
+		if !n.Parent.IsZero() {
+			fmt.Fprintf(p.Stdout, "parent   %s, which the node ran\n", n.Parent)
+		}
+		if len(n.Sealed) > 0 {
+			fmt.Fprintf(p.Stdout, "sealed   %s\n", quoted(n.Sealed))
+		}
 	}
 	if c.Bool("files") {
 		return listEntries(p.Stdout, m)
@@ -288,6 +294,8 @@ type imageView struct {
 	Arch    string    `json:"arch,omitempty"`
 	Kernel  string    `json:"kernel,omitempty"`
 	Source  string    `json:"source,omitempty"`
+	Parent  digest.ID `json:"parent,omitzero"`
+	Sealed  []string  `json:"sealed,omitempty"` // left out or emptied
 	Error   string    `json:"error,omitempty"`
 }
 

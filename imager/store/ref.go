@@ -67,6 +67,7 @@ type Image struct {
 	Notes   string    `json:"notes,omitempty"`
 	Size    int64     `json:"size,omitempty"` // bytes of content
 	Entries int       `json:"entries,omitempty"`
+	Sealed  []string  `json:"sealed,omitempty"` // paths that were left out or blanked because they make a machine itself
 }
 
 // Named is an image with its name.

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -31,13 +32,13 @@ func TestNamesAndUsage(t *testing.T) {
 		}
 		when := time.Date(2026, 11, 20, 1, 2, 3, 0, time.UTC)
 		web := Ref{"web", DefaultTag}
-		want := Image{Digest: b, Created: when, Parent: a, Arch: "arm64", Kernel: "6.1", Notes: "n\n", Size: 5, Entries: 6}
+		want := Image{Digest: b, Created: when, Parent: a, Arch: "arm64", Kernel: "6.1", Notes: "n\n", Size: 5, Entries: 6, Sealed: []string{"/etc/x"}}
 		for _, img := range []Image{{Digest: a}, want} { // tags move
 			if err := s.SetRef(ctx, web, img); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if got, err := s.Ref(ctx, web); err != nil || got != want {
+		if got, err := s.Ref(ctx, web); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("ref %+v, %v", got, err)
 		}
 		if err := s.RemoveRef(ctx, Ref{"web", "a"}); err != nil {

@@ -390,3 +390,40 @@ func TestFetchStops(t *testing.T) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
+
+// What arrives slowly is durable before its pack is full: a crash loses no more.
+func TestAPackThatTakesLongIsEnded(t *testing.T) {
+	b := NewMemory()
+	s, err := InitBackend(t.Context(), b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := s.NewWriter(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Abort()
+	for i := range 12 {
+		data := bytes.Repeat([]byte{byte(i)}, 1<<20)
+		if err := w.Put(t.Context(), digest.Of(data), data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil || w.Stats().Packs != 1 {
+		t.Fatalf("quick: %d packs, %v", w.Stats().Packs, err)
+	}
+	w, err = s.newWriter(t.Context(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Abort()
+	for i := range 12 {
+		data := bytes.Repeat([]byte{byte(i), 'x'}, 1<<19)
+		if err := w.Put(t.Context(), digest.Of(data), data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil || w.Stats().Packs != 12 {
+		t.Errorf("slow: %d packs, %v", w.Stats().Packs, err)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"runtime"
 	"sync"
+	"time"
 
 	"ingot/internal/digest"
 	"ingot/internal/entry"
@@ -60,7 +61,9 @@ type rawFrame struct {
 
 // NewWriter starts a Writer. When ctx ends before Close, the Writer fails and
 // leaves nothing but complete packs. Close must be called, or Abort.
-func (s *Store) NewWriter(ctx context.Context) (*Writer, error) {
+func (s *Store) NewWriter(ctx context.Context) (*Writer, error) { return s.newWriter(ctx, packAge) }
+
+func (s *Store) newWriter(ctx context.Context, age time.Duration) (*Writer, error) {
 	if n, err := s.Reindex(ctx); err != nil {
 		return nil, fmt.Errorf("write chunks: %w", err)
 	} else if n > 0 {
@@ -77,7 +80,7 @@ func (s *Store) NewWriter(ctx context.Context) (*Writer, error) {
 	w := &Writer{s: s, seen: map[digest.ID]struct{}{},
 		queue: make(chan *rawFrame, n+1), slots: make(chan struct{}, n), done: make(chan struct{})}
 	w.free.New = func() any { return &rawFrame{raw: make([]byte, 0, frameTarget+frameTarget/4)} }
-	go w.run(ctx)
+	go w.run(ctx, age)
 	return w, nil
 }
 
@@ -223,9 +226,9 @@ func (w *Writer) Stats() WriterStats {
 
 // run writes frames to packs, in order. A pack that is full is made durable
 // while the next is written.
-func (w *Writer) run(ctx context.Context) {
+func (w *Writer) run(ctx context.Context, age time.Duration) {
 	defer close(w.done)
-	p := &packWriter{s: w.s}
+	p := &packWriter{s: w.s, age: age}
 	for f := range w.queue {
 		if f.flush != nil {
 			f.flush <- w.settle(ctx, p)
@@ -268,6 +271,10 @@ func (w *Writer) settle(ctx context.Context, p *packWriter) error {
 	return nil
 }
 
+// packAge is after how long a pack is ended that is not full: what arrives
+// slowly, over a wire, took long to come and is not to be lost in a crash.
+const packAge = 30 * time.Second
+
 // packWriter writes one pack after another. Only run uses it.
 type packWriter struct {
 	s *Store
@@ -276,6 +283,8 @@ type packWriter struct {
 	sum    hash.Hash
 	size   int64
 	frames []frame
+	since  time.Time
+	age    time.Duration
 	last   chan error // of the pack that is being made durable
 
 	packs  int
@@ -291,7 +300,7 @@ func (p *packWriter) add(ctx context.Context, f *rawFrame) error {
 		if err != nil {
 			return err
 		}
-		p.up, p.sum, p.size, p.frames = up, sha256.New(), 0, nil
+		p.up, p.sum, p.size, p.frames, p.since = up, sha256.New(), 0, nil, time.Now()
 		if err := p.write([]byte(packMagic)); err != nil {
 			return err
 		}
@@ -300,7 +309,7 @@ func (p *packWriter) add(ctx context.Context, f *rawFrame) error {
 		return err
 	}
 	p.frames = append(p.frames, frame{length: uint32(len(f.out)), raw: uint32(len(f.raw)), chunks: f.chunks})
-	if p.size >= packTarget {
+	if p.size >= packTarget || p.age > 0 && time.Since(p.since) >= p.age {
 		return p.finish(ctx)
 	}
 	return nil

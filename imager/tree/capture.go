@@ -136,7 +136,7 @@ func (c *capture) group() {
 	first := map[inode]int{}
 	c.files, c.links = nil, map[int]int{}
 	for i := range c.entries {
-		if !c.entries[i].Type.Linkable() || c.mounted[i] {
+		if !c.entries[i].Type.Linkable() || c.hollow[i] {
 			continue
 		}
 		if st := &c.states[i]; st.Nlink > 1 {

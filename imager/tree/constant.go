@@ -141,7 +141,7 @@ func (c *capture) changes(ctx context.Context) (bad, allowed []string, err error
 			up, _ := splitPath(e.Path)
 			l.inside[at[up]] = append(l.inside[at[up]], n)
 		}
-		if e.Type == entry.Dir && !c.mounted[n] {
+		if e.Type == entry.Dir && !c.hollow[n] {
 			at[e.Path] = n
 			dirs = append(dirs, n)
 		}
@@ -295,7 +295,7 @@ func (l *looker) directory(fd, n int, st entry.Stat, loose bool) error {
 // one compares what is not a directory; directories are compared by dir.
 func (l *looker) one(dirfd int, name string, n int) error {
 	c := l.c
-	if c.mounted[n] || c.entries[n].Type == entry.Dir {
+	if c.hollow[n] || c.entries[n].Type == entry.Dir {
 		return nil
 	}
 	st, err := entry.StatAt(dirfd, name)

@@ -20,10 +20,10 @@ import (
 // found is an entry of a directory and, for a directory, what is in it.
 type found struct {
 	entry.Entry
-	st      entry.Stat
-	inside  []found
-	hidden  bool // excluded, and only there for what is in it
-	mounted bool // what is there is of another file system
+	st     entry.Stat
+	inside []found
+	hidden bool // excluded, and only there for what is in it
+	hollow bool // recorded without what is in it: a mount point, or blanked
 }
 
 // scanner reads the metadata of a tree, several directories at once.
@@ -81,14 +81,14 @@ func (c *capture) scan(ctx context.Context) (*flat, error) {
 type flat struct {
 	entries []entry.Entry
 	states  []entry.Stat
-	mounted []bool
+	hollow  []bool
 	hidden  []bool
 }
 
 func (f *flat) add(d *found) {
 	f.entries = append(f.entries, d.Entry)
 	f.states = append(f.states, d.st)
-	f.mounted = append(f.mounted, d.mounted)
+	f.hollow = append(f.hollow, d.hollow)
 	f.hidden = append(f.hidden, d.hidden)
 	for i := range d.inside {
 		f.add(&d.inside[i])
@@ -163,7 +163,7 @@ func (s *scanner) work() {
 		s.mu.Lock()
 		s.busy--
 		for i := range d.inside {
-			if in := &d.inside[i]; in.Type == entry.Dir && !in.mounted {
+			if in := &d.inside[i]; in.Type == entry.Dir && !in.hollow {
 				s.todo = append(s.todo, in)
 			}
 		}
@@ -230,8 +230,12 @@ func (s *scanner) one(dirfd int, name, path string) (in found, ok bool, err erro
 	}
 	e.Path = path
 	in = found{Entry: e, st: st}
+	if e.Type == entry.File && s.c.o.Blank != nil && s.c.o.Blank(path) {
+		in.hollow, in.Size = true, 0
+		return in, true, nil
+	}
 	if s.c.o.OneFileSystem && s.isMount(dirfd, name, &in) {
-		in.mounted = true
+		in.hollow = true
 		in.Size = 0
 		s.mu.Lock()
 		s.mounts = append(s.mounts, path)

@@ -44,6 +44,8 @@ type CaptureOptions struct {
 	// something in it that is not left out; nil: never. Such a directory is
 	// recorded when something in it is.
 	Within func(path string) bool
+	// Blank says which files are recorded empty. nil: none.
+	Blank func(path string) bool
 	// AllowChanged says what may change while it is captured. It is taken as
 	// it came, and noted. nil: nothing.
 	AllowChanged func(path string) bool

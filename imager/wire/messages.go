@@ -42,7 +42,12 @@ type Request struct {
 	To int `json:"to,omitempty"` // generation; 0: the one before
 
 	// capture
-	Exclude []string `json:"exclude,omitempty"`
+	Exclude      []string `json:"exclude,omitempty"`
+	AllowChanged []string `json:"allow_changed,omitempty"` // what may change meanwhile
+	Seal         bool     `json:"seal,omitempty"`          // leave out what makes a node itself
+	CrossMounts  bool     `json:"cross_mounts,omitempty"`
+	Snapshot     string   `json:"snapshot,omitempty"`     // how: SnapshotAuto, SnapshotNone, SnapshotBtrfs or a command
+	SnapshotEnd  string   `json:"snapshot_end,omitempty"` // a command that releases it
 }
 
 // Made says what the target of a push is made of.
@@ -174,10 +179,12 @@ type Generation struct {
 
 // Captured is the ending of a capture; the manifest follows as a blob.
 type Captured struct {
-	Entries int      `json:"entries"`
-	Bytes   int64    `json:"bytes"`
-	Sent    int64    `json:"sent"` // bytes of chunks that the store did not have
-	Notes   []string `json:"notes,omitempty"`
+	Entries int       `json:"entries"`
+	Bytes   int64     `json:"bytes"`
+	Sent    int64     `json:"sent"` // bytes of chunks that the store did not have
+	Notes   []string  `json:"notes,omitempty"`
+	Sealed  []string  `json:"sealed,omitempty"` // what makes a node itself and was left out
+	Parent  digest.ID `json:"parent,omitzero"`  // image that the node runs
 }
 
 // Clean makes the texts fit for a terminal: the node that wrote them may be
@@ -208,7 +215,10 @@ func (g *Generation) Clean() {
 }
 
 // Clean is Plan.Clean for a capture.
-func (c *Captured) Clean() { printable(c.Notes) }
+func (c *Captured) Clean() {
+	printable(c.Notes)
+	printable(c.Sealed)
+}
 
 func printable(list []string) {
 	for i := range list {

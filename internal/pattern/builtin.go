@@ -18,14 +18,35 @@ func Kept() List { return must("/.ingot", "/lost+found") }
 
 // Volatile is what a running system makes and forgets: neither captured nor
 // compared nor deleted.
-func Volatile() List {
+func Volatile() List { return Live().With(forgotten()) }
+
+// Live is what no image of a running system holds: what the kernel makes, and
+// what is gone after a reboot.
+func Live() List {
+	return must("/proc/**", "/sys/**", "/dev/**", "/run/**", "/.ingot", "/lost+found", "/tmp/**", "/var/tmp/**")
+}
+
+// forgotten is what a machine writes while it runs and does not miss.
+func forgotten() List {
 	return must(
-		"/proc/**", "/sys/**", "/dev/**", "/run/**", "/.ingot", "/lost+found",
-		"/tmp/**", "/var/tmp/**", "/var/log/**", "/var/cache/**",
+		"/var/log/**", "/var/cache/**",
 		"/var/lib/systemd/random-seed", "/var/lib/systemd/timers/**", "/var/lib/systemd/timesync/**",
 		"/var/lib/dhcp/**", "/var/lib/NetworkManager/*lease*",
 		"/root/.*_history", "/home/*/.*_history",
 	)
+}
+
+// Seal is what makes a machine itself, and what it has written as such: a copy
+// must not have it. Each installation makes anew what a node needs of these.
+func Seal() List {
+	return forgotten().With(must(
+		"/etc/hostname", "/etc/machine-id", "/var/lib/dbus/machine-id", "/etc/ssh/ssh_host_*", "/etc/krb5.keytab",
+		"/root/.ssh/**", "/root/.lesshst", "/root/.viminfo", "/home/*/.lesshst", "/home/*/.viminfo",
+		"/etc/udev/rules.d/70-persistent-net.rules", "/etc/udev/rules.d/70-persistent-cd.rules",
+		"/var/lib/systemd/credential.secret", "/var/lib/systemd/network/**", "/var/lib/urandom/random-seed",
+		"/var/lib/NetworkManager/secret_key", "/var/lib/NetworkManager/timestamps", "/var/lib/NetworkManager/seen-bssids",
+		"/var/lib/dhcpcd/**", "/var/lib/cloud/instance", "/var/lib/cloud/instances/**", "/var/lib/cloud/data/**", "/var/lib/cloud/sem/**",
+	))
 }
 
 func must(texts ...string) List {
