@@ -19,7 +19,7 @@ VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 BUILD   := go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
 AGENTS  := bin/ingot-agent-amd64 bin/ingot-agent-arm64
 
-.PHONY: help setup build test test-quick campaign fuzz boot-time demo lint clean
+.PHONY: help setup build test test-quick campaign fuzz boot-time bench demo lint clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,13 +65,19 @@ boot-time: ## measure power-on to login, BIOS and UEFI, one machine alone
 	@$(MAKE) bin/ingot SKIP_SETUP=1
 	@INGOT_BOOT_TIME=1 INGOT_NO_SKIP=1 go test -count=1 -v -run TestBootTime ./e2e/rack
 
+bench: ## measure beside rsync, tar, casync, desync, restic and borg; WORK=capture for a part
+	@$(SETUP) bench
+	@$(MAKE) bin/ingot SKIP_SETUP=1
+	@go build -o bin/bench ./bench
+	@bin/bench $(if $(WORK),-work "$(WORK)") $(if $(TOOLS),-tools "$(TOOLS)") $(if $(RUNS),-runs $(RUNS)) $(if $(STRICT),-strict)
+
 demo: ## two empty machines, from power-on to a rolled-back release
 	@$(SETUP) demo
 	@$(MAKE) bin/ingot SKIP_SETUP=1
 	@bin/ingot lab demo
 
 lint: ## gofmt and go vet
-	@test -z "$$(gofmt -l cmd pxe imager classes templates rollback inventory installer lab web site internal e2e *.go | tee /dev/stderr)"
+	@test -z "$$(gofmt -l cmd pxe imager classes templates rollback inventory installer lab web site internal e2e bench *.go | tee /dev/stderr)"
 	@go vet ./...
 
 clean: ## remove what was built; caches of images stay

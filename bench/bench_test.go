@@ -1,0 +1,219 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestRepositories(t *testing.T) {
+	out := `http://mirror/debian/ bookworm main
+http://mirror/debian/ bookworm contrib
+http://mirror/debian/ bookworm-updates main
+http://mirror/debian-security/ bookworm-security main
+http://mirror/debian-security/ bookworm-security main
+https://other/apt nodistro main
+`
+	main, pockets := repositories(out, "bookworm")
+	if main.line() != "deb http://mirror/debian bookworm main" {
+		t.Errorf("the release comes from %q", main.line())
+	}
+	if len(pockets) != 2 || pockets[0].release != "bookworm-updates" || pockets[1].line() != "deb http://mirror/debian-security bookworm-security main" {
+		t.Errorf("the pockets are %v", pockets)
+	}
+	main, pockets = repositories("http://mirror/debian/ trixie main\n", "bookworm")
+	if main.line() != "deb http://deb.debian.org/debian bookworm main" || len(pockets) != 0 {
+		t.Errorf("where apt knows no mirror of the release: %v %v", main, pockets)
+	}
+}
+
+func TestAptSettings(t *testing.T) {
+	dump := "APT \"\";\nAcquire::http::Proxy \"http://cache:3142\";\nAcquire::Languages \"none\";\nAcquire::https::Proxy \"\";\nAcquire::Check-Valid-Until \"false\";\n"
+	want := "Acquire::http::Proxy \"http://cache:3142\";\nAcquire::Check-Valid-Until \"false\";\n"
+	if got := aptSettings(dump); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestRecipeKey(t *testing.T) {
+	main, pockets := repositories("", "bookworm")
+	if recipeKey(main, pockets) != recipeKey(main, pockets) {
+		t.Error("the key of the same recipe changes")
+	}
+	if recipeKey(main, pockets) == recipeKey(main, []repository{{"http://m", "bookworm-security", "main"}}) {
+		t.Error("another recipe has the same key")
+	}
+}
+
+func TestLinkBytes(t *testing.T) {
+	text := `Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:    9 1    0    0    0     0          0         0     9 1    0    0    0     0       0          0
+ node1: 1200 10   0    0    0     0          0         0  3400 20   0    0    0     0       0          0
+`
+	if n, err := linkBytes(text, "node1"); err != nil || n != 4600 {
+		t.Errorf("node1: %d %v", n, err)
+	}
+	if _, err := linkBytes(text, "node"); err == nil {
+		t.Error("a link that is not there has counters")
+	}
+	if _, err := linkBytes("node1: 1 2 3\n", "node1"); err == nil {
+		t.Error("a short line has counters")
+	}
+}
+
+func TestStatusPeak(t *testing.T) {
+	name, peak := statusPeak("Name:\tagent\nVmPeak:\t  999999 kB\nVmHWM:\t   20480 kB\nVmRSS:\t   100 kB\n")
+	if name != "agent" || peak != 20<<20 {
+		t.Errorf("%q %d", name, peak)
+	}
+	if _, peak := statusPeak("Name:\tkthreadd\n"); peak != 0 {
+		t.Errorf("a process without memory has %d", peak)
+	}
+}
+
+func TestDifferences(t *testing.T) {
+	for out, want := range map[string]string{
+		"":                                "",
+		".d..t...... ./\n":                "",
+		".d..t...... ./\n*deleting   x\n": "1 entries differ, such as `*deleting   x`",
+		">fc........ a\n>fc........ b\n":  "2 entries differ, such as `>fc........ a`",
+	} {
+		if got := differences(out); got != want {
+			t.Errorf("%q: got %q, want %q", out, got, want)
+		}
+	}
+}
+
+func TestChanges(t *testing.T) {
+	got := changes("*deleting   old\n>f+++++++++ new\ncd+++++++++ dir/\ncL+++++++++ l -> x\n>fc.t...... a\n>f.st...... b\n.f..t...... c\n.d..t...... d/\nhf          e => f\n\n")
+	if want := (difference{content: 2, added: 3, deleted: 1, metadata: 3}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+func TestNumbers(t *testing.T) {
+	for n, want := range map[int64]string{0: "0 B", 999: "999 B", 1000: "1.00 kB", 9_994: "9.99 kB", 9_996: "10.0 kB", 99_960: "100 kB", 354_400_000: "354 MB", 999_600: "1.00 MB", 64 << 20: "67.1 MB"} {
+		if got := size(n); got != want {
+			t.Errorf("%d: got %q, want %q", n, got, want)
+		}
+	}
+	if seconds(3.456) != "3.46 s" || seconds(14.04) != "14.0 s" {
+		t.Errorf("%q %q", seconds(3.456), seconds(14.04))
+	}
+	r := row{Seconds: []float64{2.2, 2, 3}}
+	if r.best() != 2 || r.spread() != 0.5 {
+		t.Errorf("best %v, spread %v", r.best(), r.spread())
+	}
+	if (row{}).best() != 0 || (row{}).spread() != 0 || (row{}).ok() {
+		t.Error("a row of nothing")
+	}
+}
+
+// results are what a run may have measured.
+func results(ours float64) []row {
+	return []row{
+		{Work: workCapture, Tool: "ingot", Seconds: []float64{ours, ours + 1}, Bytes: 100},
+		{Work: workCapture, Tool: "casync", Seconds: []float64{14}, Bytes: 120},
+		{Work: workCapture, Tool: "restic", Seconds: []float64{9, 8}, Bytes: 90},
+		{Work: workCapture, Tool: "desync", Failed: "cannot be had"},
+		{Work: workUpdate, Tool: "ingot", Seconds: []float64{0.6}, Bytes: 10},
+		{Work: workUpdate, Tool: "restic", Seconds: []float64{2}, Bytes: 20},
+		{Work: workNothing, Tool: "ssh true", Seconds: []float64{0.2}, Bytes: 5000},
+		{Work: workNothing, Tool: "ingot", Seconds: []float64{0.44}, Bytes: 9000},
+	}
+}
+
+func TestJudge(t *testing.T) {
+	wrong := results(4)
+	wrong[0].Wrong = "1 entries differ"
+	failed := results(4)
+	failed[0] = row{Work: workCapture, Tool: "ingot", Failed: "exit status 1"}
+	twice := goal{workCapture, inSeconds, []string{"casync", "desync", "restic"}, 0.5, 0, ""}
+	for name, c := range map[string]struct {
+		goal  goal
+		rows  []row
+		word  string
+		ratio string
+	}{
+		"reached to the point":     {twice, results(4), pass, "0.50"},
+		"missed by little":         {twice, results(4.01), fail, "0.50"},
+		"a wrong result of ours":   {twice, wrong, fail, "-"},
+		"ours failed":              {twice, failed, fail, "-"},
+		"nobody measured":          {twice, nil, unknown, "-"},
+		"theirs not measured":      {twice, results(4)[:1], unknown, "-"},
+		"ours not measured":        {twice, results(4)[1:], unknown, "-"},
+		"theirs failed alone":      {goal{workCapture, inSeconds, []string{"desync"}, 1, 0, ""}, results(4), unknown, "-"},
+		"with something added":     {goal{workNothing, inSeconds, []string{"ssh true"}, 1, 0.25, ""}, results(4), pass, "2.20"},
+		"added too little":         {goal{workNothing, inSeconds, []string{"ssh true"}, 1, 0.2, ""}, results(4), fail, "2.20"},
+		"absolute":                 {goal{workNothing, inBytes, nil, 0, 9000, ""}, results(4), pass, "-"},
+		"absolute, missed":         {goal{workNothing, inBytes, nil, 0, 8999, ""}, results(4), fail, "-"},
+		"memory, not measured":     {goal{workNothing, onNode, nil, 0, 64 << 20, ""}, results(4), unknown, "-"},
+		"stored bytes, both works": {goal{workStored, inBytes, []string{"restic"}, 1, 0, ""}, results(4), pass, "1.00"},
+	} {
+		if v := judge(c.goal, withStored(c.rows)); v.Word != c.word || v.Ratio != c.ratio {
+			t.Errorf("%s: %s with ratio %s, want %s with %s", name, v.Word, v.Ratio, c.word, c.ratio)
+		}
+	}
+}
+
+// Every goal must speak of a work and of tools that are measured, or it stays
+// "not measured" for ever.
+func TestGoalsSpeakOfWhatIsMeasured(t *testing.T) {
+	tools := map[string]bool{"rsync": true, "cp -a": true, "rsync -z --zc=zstd": true, "ssh true": true}
+	for _, a := range archivers() {
+		tools[a.name] = true
+	}
+	for _, g := range goals() {
+		if notes()[g.work] == "" && g.work != workStored {
+			t.Errorf("no note says what %q is", g.work)
+		}
+		for _, name := range g.against {
+			if !tools[name] {
+				t.Errorf("%s: no tool is called %q", g.text, name)
+			}
+		}
+	}
+}
+
+func TestMarkdown(t *testing.T) {
+	r := report{rows: results(4), tools: []fact{{"tar", "1.34"}}}
+	for _, g := range goals() {
+		r.verdicts = append(r.verdicts, judge(g, withStored(r.rows)))
+	}
+	text := r.markdown()
+	for _, want := range []string{
+		"| casync | 14.0 s | +0% | 0.29 | 120 B | - | - |  |\n",
+		"| desync | - | - | - | - | - | - | fails: cannot be had |\n",
+		"| restic | 8.00 s | +12% | 0.50 |",
+		"no slower than `tar \\| zstd -3 -T0` |",
+		"| PASS |\n",
+		"## First capture of A\n",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the document does not have %q:\n%s", want, text)
+		}
+	}
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "|") && strings.Count(strings.ReplaceAll(line, `\|`, ""), "|") < 3 {
+			t.Errorf("a row of one cell: %q", line)
+		}
+	}
+	if n := r.failed(); n != 0 {
+		t.Errorf("%d goals are missed: %s", n, r.goals().text())
+	}
+}
+
+func TestParse(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	if o, err := parse(nil); err != nil || !o.whole() {
+		t.Errorf("no options: %+v %v", o, err)
+	}
+	for _, args := range [][]string{{"-work", "capture, write"}, {"-tools", "ingot"}, {"-runs", "1"}} {
+		if o, err := parse(args); err != nil || o.whole() {
+			t.Errorf("%v writes the whole document: %+v %v", args, o, err)
+		}
+	}
+	if _, err := parse([]string{"-work", "captures"}); err == nil {
+		t.Error("a work that there is not")
+	}
+}
