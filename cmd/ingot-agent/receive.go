@@ -18,6 +18,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"ingot/imager/tree"
 	"ingot/imager/wire"
 	"ingot/internal/entry"
 	"ingot/internal/pattern"
@@ -107,6 +108,8 @@ func underWay(dir string, err error) error {
 func describe(err error) wire.Error {
 	e := wire.Error{Kind: "failed", Text: err.Error()}
 	switch {
+	case errors.Is(err, tree.ErrChanged):
+		e.Kind, e.Hint = "changed", "--snapshot captures a snapshot, --allow-changed PATTERN takes such files as they come, --exclude PATTERN leaves them out"
 	case errors.Is(err, errMoved):
 		e.Kind, e.Hint = "changed", "capture it again"
 	case errors.Is(err, rollback.ErrBusy):

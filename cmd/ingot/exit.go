@@ -8,6 +8,7 @@ import (
 
 	"ingot/imager/remote"
 	"ingot/imager/store"
+	"ingot/imager/tree"
 	"ingot/imager/wire"
 	"ingot/inventory"
 	"ingot/rollback"
@@ -60,6 +61,9 @@ type coded struct {
 func (c coded) Error() string { return c.err.Error() }
 func (c coded) Unwrap() error { return c.err }
 
+// changedHint says what the agent says, too.
+const changedHint = "--snapshot captures a snapshot, --allow-changed PATTERN takes such files as they come, --exclude PATTERN leaves them out"
+
 // diagnose maps an error to what people read and what scripts see: the one
 // place where kinds of errors become texts, hints and exit codes.
 func diagnose(err error) (text, hint string, code int) {
@@ -111,6 +115,8 @@ func diagnose(err error) (text, hint string, code int) {
 		hint = orElse(hint, "--keep PATTERN leaves such files as they are, --take PATTERN gives them up; --dry-run lists them")
 	case errors.Is(err, rollback.ErrInterrupted):
 		hint = orElse(hint, "the same command without --dry-run recovers it first")
+	case errors.Is(err, tree.ErrChanged):
+		hint = orElse(hint, changedHint)
 	case errors.Is(err, remote.ErrHostKey):
 		hint = orElse(hint, "if the machine was replaced on purpose, reinstall it (`ingot node set NODE --install`); else somebody stands in between")
 	case errors.Is(err, remote.ErrNoPin):

@@ -31,7 +31,7 @@ func (p *program) captureVerb() verb {
 
   A directory is taken as it is. Of a live node is left out: ` + strings.Join(pattern.Live().Strings(), " ") + `,
   and it is sealed (--seal does that to a directory, too; --no-seal takes all): what makes a machine
-  itself is left out, and named at the end. That are: ` + strings.Join(pattern.Seal().Strings(), " ") + `.
+  itself is left out, and named at the end. These are: ` + strings.Join(pattern.Seal().Strings(), " ") + `.
   The directories of /var/log and /var/cache stay, for services need theirs; /etc/machine-id becomes
   an empty file, so that systemd makes one at the first boot. A pattern beginning with ! in --exclude
   takes back what is left out.
@@ -48,9 +48,11 @@ func (p *program) captureVerb() verb {
 		examples: []string{"ingot image capture /srv/golden web:2", "ingot image capture root@n1:/ web:2      n1 is a node, or any host in known_hosts",
 			"ingot image capture root@n1:/ web:2 --exclude '/srv/**' --allow-changed '/var/lib/munin/**'",
 			`ingot image capture root@n1:/ web:2 \`,
-			`  --snapshot 'lvcreate -qq -s -n ingot -L 5G vg/root && mkdir -p /run/snap && mount -o ro /dev/vg/ingot /run/snap && echo /run/snap' \`,
-			`  --snapshot-end 'umount /run/snap; lvremove -qqf vg/ingot'`,
-			`ingot image capture root@n1:/ web:2 --snapshot 'zfs snapshot rpool/ROOT@ingot && echo /.zfs/snapshot/ingot' --snapshot-end 'zfs destroy rpool/ROOT@ingot'`},
+			`  --snapshot 'lvcreate -qq -s -n ingot -L 5G vg/root && mount -o ro /dev/vg/ingot /mnt && echo /mnt' \`,
+			`  --snapshot-end 'umount /mnt; lvremove -qqf vg/ingot'`,
+			`ingot image capture root@n1:/ web:2 \`,
+			`  --snapshot 'zfs snapshot rpool/root@ingot && echo /.zfs/snapshot/ingot' \`,
+			`  --snapshot-end 'zfs destroy rpool/root@ingot'`},
 		flags: []cli.Flag{
 			&cli.StringSliceFlag{Name: "exclude", Usage: "leave out paths like `PATTERN`, such as '/srv/**'; may be repeated"},
 			&cli.StringSliceFlag{Name: "allow-changed", Usage: "take what is like `PATTERN` as it comes when it changes meanwhile, and note it; may be repeated"},
