@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func poolCases() map[string]func(*testing.T, *base) {
@@ -47,7 +48,12 @@ func testSeveral(t *testing.T, b *base) {
 	n1.pin(gone, n1.node.key)
 	defer n1.unwrite(gone)
 
-	all := n1.outcomes(3, "push", "web:2", list+","+gone, "--parallel", "4")
+	begun := time.Now()
+	all := n1.outcomes(3, "push", "web:2", list+","+gone, "--parallel", "4", "--bwlimit", "400k")
+	sent := all[n1.name].Sent + all[n3.name].Sent // under one limit
+	if took := time.Since(begun).Seconds(); sent < 400_000 || took < float64(sent)/400_000-0.2 {
+		t.Errorf("%d bytes at 400 kB/s took %.1f s", sent, took)
+	}
 	for name, want := range map[string]string{n1.name: "done", n2.name: "failed", n3.name: "done", gone: "failed"} {
 		if all[name].State != want {
 			t.Errorf("%s is %q, want %q: %s", name, all[name].State, want, all[name].Error)

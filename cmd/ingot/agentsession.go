@@ -109,7 +109,7 @@ func (p *program) dialAgent(ctx context.Context, w *world, user, host string) (*
 		return nil, err
 	}
 	home, _ := os.UserHomeDir()
-	t := remote.Target{Name: host, Addr: host, User: user, Identities: remote.DefaultIdentities(key),
+	t := remote.Target{Name: host, Addr: host, User: user, Identities: remote.DefaultIdentities(key), Limit: p.limit,
 		KnownHosts: []string{filepath.Join(home, ".ssh", "known_hosts"), "/etc/ssh/ssh_known_hosts"}}
 	if n := w.Node(host); n != nil {
 		if t.Addr, err = address(ctx, w.Site, w.state, n); err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
+	"ingot/imager/remote"
 	"ingot/internal/problem"
 )
 
@@ -29,6 +30,7 @@ type program struct {
 
 	// state
 	lazyAgents
+	limit *remote.Limit // of --bwlimit; nil: none
 }
 
 // Run does what Args say and returns the exit code.

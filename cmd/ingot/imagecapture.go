@@ -55,6 +55,7 @@ func (p *program) captureVerb() verb {
 			`  --snapshot-end 'zfs destroy rpool/root@ingot'`},
 		flags: []cli.Flag{
 			&cli.StringSliceFlag{Name: "exclude", Usage: "leave out paths like `PATTERN`, such as '/srv/**'; may be repeated"},
+			bwlimitFlag(),
 			&cli.StringSliceFlag{Name: "allow-changed", Usage: "take what is like `PATTERN` as it comes when it changes meanwhile, and note it; may be repeated"},
 			&cli.BoolFlag{Name: "seal", Usage: "leave out of a directory what makes a machine itself"},
 			&cli.BoolFlag{Name: "no-seal", Usage: "take from a live node also what makes it itself: keys, logs and all"},
@@ -91,6 +92,9 @@ func captureRequest(c *cli.Context, live bool) (wire.Request, error) {
 }
 func (p *program) imageCapture(c *cli.Context) error {
 	if err := wantArgs(c, 2, 2); err != nil {
+		return err
+	}
+	if err := p.setLimit(c); err != nil {
 		return err
 	}
 	ref, err := store.ParseRef(c.Args().Get(1))

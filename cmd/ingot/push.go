@@ -17,7 +17,7 @@ func conflictFlags() []cli.Flag {
 		&cli.StringFlag{Name: "dir", Usage: "not nodes but the directory `DIR` of this machine"},
 		&cli.StringSliceFlag{Name: "keep", Usage: "keep local changes of paths like `PATTERN`"},
 		&cli.StringSliceFlag{Name: "take", Usage: "give up local changes of paths like `PATTERN`; they stay in the generation"},
-		parallelFlag(), jsonFlag(),
+		bwlimitFlag(), parallelFlag(), jsonFlag(),
 	}
 }
 
@@ -63,6 +63,9 @@ func (p *program) rollbackCommand() *cli.Command {
 
 func (p *program) push(c *cli.Context) error {
 	if err := wantNodesOrDir(c, 1); err != nil {
+		return err
+	}
+	if err := p.setLimit(c); err != nil {
 		return err
 	}
 	w, err := openWorld(c)
@@ -119,6 +122,9 @@ func (p *program) rollback(c *cli.Context) error {
 	}
 	if c.IsSet("dir") {
 		return p.rollbackDir(c)
+	}
+	if err := p.setLimit(c); err != nil {
+		return err
 	}
 	w, err := openWorld(c)
 	if err != nil {

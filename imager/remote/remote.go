@@ -40,6 +40,9 @@ type Target struct {
 	Identities []string
 	// Dial opens the TCP connection; nil means net.Dialer.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	// Limit bounds what crosses the connection, together with others that
+	// have the same; nil does not.
+	Limit *Limit
 	// Timeout bounds the connection and the handshake; 0 means 15 s.
 	Timeout time.Duration
 }
@@ -86,6 +89,9 @@ func dial(ctx context.Context, t Target) (*Conn, error) {
 			err = fmt.Errorf("%w: %w", ErrReach, err)
 		}
 		return nil, errors.Join(err, c.closeAgent())
+	}
+	if t.Limit != nil {
+		nc = limited{nc, t.Limit}
 	}
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
 	cfg := &ssh.ClientConfig{

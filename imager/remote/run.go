@@ -91,7 +91,11 @@ func AgentCommand(programs ...digest.ID) string {
 
 // Upload puts a program into AgentPath on the node.
 func (c *Conn) Upload(ctx context.Context, program []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, uploadWait)
+	wait := uploadWait
+	if c.target.Limit != nil {
+		wait *= 20 // slow is what was asked for
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	if err := c.upload(ctx, program); err != nil {
 		return fmt.Errorf("upload the agent to %q: %w", c.target.Name, err)
