@@ -64,11 +64,6 @@ func Push(ctx context.Context, c *wire.Conn, req wire.Request, target Target, ta
 		return wire.Plan{}, wire.Done{}, err
 	}
 	first, err := c.Next(talk.Progress)
-	if err == nil && first.Kind == wire.KindWhole {
-		if err = sendManifest(c, target, nil); err == nil {
-			first, err = c.Next(talk.Progress)
-		}
-	}
 	if err != nil {
 		return wire.Plan{}, wire.Done{}, err
 	}
@@ -86,26 +81,26 @@ func Push(ctx context.Context, c *wire.Conn, req wire.Request, target Target, ta
 }
 
 // sendManifest sends the target's manifest, as little of it as can be.
-func sendManifest(c *wire.Conn, target Target, knows []wire.Made) error {
+func sendManifest(c *wire.Conn, target Target, knows *wire.Made) error {
 	m, err := target.Manifest()
 	if err != nil {
 		return err
 	}
-	for _, made := range knows[:min(len(knows), wire.MaxKnown)] {
-		if target.Base == nil {
-			break
-		}
-		if base := target.Base(made); base != nil {
-			if err := c.Send(wire.KindBase, wire.Base{Made: made, Manifest: base.ID()}); err != nil {
-				return err
-			}
-			return c.SendBlob(manifest.Delta(base, m))
-		}
+	var base *manifest.Manifest
+	if knows != nil && target.Base != nil {
+		base = target.Base(*knows)
 	}
-	if err := c.Send(wire.KindBase, wire.Base{}); err != nil {
+	// Another version may have made another target of the same two.
+	if base == nil || base.ID() != knows.Target {
+		if err := c.Send(wire.KindBase, wire.Base{}); err != nil {
+			return err
+		}
+		return c.SendBlob(m.Encode())
+	}
+	if err := c.Send(wire.KindBase, wire.Base{Delta: true}); err != nil {
 		return err
 	}
-	return c.SendBlob(m.Encode())
+	return c.SendBlob(manifest.Delta(base, m))
 }
 
 // carryOut is a push or a rollback from the first frame of its plan on.

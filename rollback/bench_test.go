@@ -14,8 +14,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"ingot/internal/digest"
 )
 
 // TestLargeRollback measures a rollback of 1,849 changes on a tree of 35,000
@@ -107,12 +105,16 @@ func TestPlanOfNothing(t *testing.T) {
 // planNothing is the child of TestPlanOfNothing.
 func planNothing(n *Node) error {
 	start := time.Now()
-	target, found, err := n.Known(digest.ID{}, digest.ID{})
+	cur, err := n.Current()
+	if err != nil {
+		return err
+	}
+	target, found, err := n.Known(cur.Target)
 	if err != nil || !found {
 		return fmt.Errorf("no target: %w", err)
 	}
 	known := time.Since(start)
-	p, err := n.Plan(bg(), Target{Manifest: target})
+	p, err := n.Plan(bg(), Target{Manifest: target, ID: cur.Target})
 	if err != nil {
 		return err
 	}
@@ -134,10 +136,10 @@ func planNothing(n *Node) error {
 		}
 		defer pprof.StopCPUProfile()
 		for range 20 {
-			if target, _, err = n.Known(digest.ID{}, digest.ID{}); err != nil {
+			if target, _, err = n.Known(cur.Target); err != nil {
 				return err
 			}
-			if _, err = n.Plan(bg(), Target{Manifest: target}); err != nil {
+			if _, err = n.Plan(bg(), Target{Manifest: target, ID: cur.Target}); err != nil {
 				return err
 			}
 		}

@@ -44,7 +44,10 @@ func (n *Node) Plan(ctx context.Context, t Target) (*Plan, error) {
 	var base *manifest.Manifest
 	var cache states
 	if g.Number > 0 {
-		if base, err = n.Manifest(g.Number); err != nil {
+		if base = t.Manifest; t.ID.IsZero() || t.ID != g.Manifest {
+			base, err = n.Manifest(g.Number)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("plan: %w", err)
 		}
 		cache = n.readCache(g, base)

@@ -14,6 +14,7 @@ import (
 // Target is what a node is to be brought to.
 type Target struct {
 	Manifest  *manifest.Manifest // image and overlay, merged
+	ID        digest.ID          // of the manifest, where it is known; spares work where the generation has the same
 	NodeOwned pattern.List       // the profile's, after the built-in ones
 	Seed      pattern.List       // node-owned paths that are made where neither the node nor its generation has them
 	Policy    Policy

@@ -12,11 +12,11 @@ import (
 	"ingot/internal/slogx"
 )
 
-// Made names what the target of a generation was made of.
-type Made struct{ Image, Overlay digest.ID }
+// Made names a target and what it was made of.
+type Made struct{ Target, Image, Overlay digest.ID }
 
-// Targets lists the targets that Known has, of the newest generation first,
-// each once.
+// Targets lists the targets that Known may have, of the newest generation
+// first, each once.
 func (n *Node) Targets() ([]Made, error) {
 	gens, err := n.Generations()
 	if err != nil {
@@ -24,7 +24,7 @@ func (n *Node) Targets() ([]Made, error) {
 	}
 	var out []Made
 	for _, g := range slices.Backward(gens) {
-		made := Made{g.ImageID, g.Overlay}
+		made := Made{g.Target, g.ImageID, g.Overlay}
 		if !g.Target.IsZero() && n.exists(genDir(g.Number, "target")) && !slices.Contains(out, made) {
 			out = append(out, made)
 		}
@@ -32,16 +32,16 @@ func (n *Node) Targets() ([]Made, error) {
 	return out, nil
 }
 
-// Known returns the target of the newest generation that was made of image and
-// overlay, as its push received it, and whether one is kept. A damaged one is
-// as good as none: it costs the controller some bytes and nothing else.
-func (n *Node) Known(image, overlay digest.ID) (*manifest.Manifest, bool, error) {
+// Known returns the target that has this digest, as its push received it, and
+// whether one is kept. A damaged one is as good as none: it costs the
+// controller some bytes and nothing else.
+func (n *Node) Known(target digest.ID) (*manifest.Manifest, bool, error) {
 	gens, err := n.Generations()
 	if err != nil {
 		return nil, false, fmt.Errorf("look for a target: %w", err)
 	}
 	for _, g := range slices.Backward(gens) {
-		if g.Target.IsZero() || g.ImageID != image || g.Overlay != overlay {
+		if target.IsZero() || g.Target != target {
 			continue
 		}
 		m, err := n.readTarget(g, gens)

@@ -145,7 +145,7 @@ func policyOf(keep, take []string) (rollback.Policy, error) {
 }
 
 func push(ctx context.Context, conn *wire.Conn, req wire.Request) error {
-	t := rollback.Target{Within: req.Within, Image: req.Ref, ImageID: req.Image, Overlay: req.Overlay, Mode: "live", By: req.By}
+	t := rollback.Target{ID: req.Manifest, Within: req.Within, Image: req.Ref, ImageID: req.Image, Overlay: req.Overlay, Mode: "live", By: req.By}
 	var err error
 	if t.Policy, err = policyOf(req.Keep, req.Take); err != nil {
 		return err

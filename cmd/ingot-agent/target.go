@@ -1,10 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"ingot/imager/wire"
-	"ingot/internal/digest"
 	"ingot/internal/manifest"
 	"ingot/rollback"
 )
@@ -26,23 +26,20 @@ const maxGenerations = 16
 // keeps from a push before, or else what the controller sends.
 func targetOf(conn *wire.Conn, n *rollback.Node, req wire.Request) (*manifest.Manifest, error) {
 	k := kept(n)
-	m, err := known(n, wire.Made{Image: req.Image, Overlay: req.Overlay}, req.Manifest)
+	m, has, err := n.Known(req.Manifest)
 	if err != nil {
 		return nil, err
 	}
-	if k.Has = m != nil; !k.Has {
-		targets, err := n.Targets()
-		if err != nil {
+	var base *manifest.Manifest
+	if k.Has = has; !has {
+		if base, k.Knows, err = newest(n); err != nil {
 			return nil, err
 		}
-		for _, t := range targets[:min(len(targets), wire.MaxKnown)] {
-			k.Knows = append(k.Knows, wire.Made(t))
-		}
 	}
-	if err := conn.SendKept(k); err != nil || k.Has {
+	if err := conn.SendKept(k); err != nil || has {
 		return m, err
 	}
-	if m, err = received(conn, n); err != nil {
+	if m, err = received(conn, base); err != nil {
 		return nil, fmt.Errorf("manifest from the controller: %w", err)
 	}
 	if id := m.ID(); id != req.Manifest {
@@ -51,40 +48,41 @@ func targetOf(conn *wire.Conn, n *rollback.Node, req wire.Request) (*manifest.Ma
 	return m, nil
 }
 
-// known returns the target that was made of these two, when the node keeps it
-// and it has this digest.
-func known(n *rollback.Node, made wire.Made, id digest.ID) (*manifest.Manifest, error) {
-	m, ok, err := n.Known(made.Image, made.Overlay)
-	if err != nil || !ok || m.ID() != id {
-		return nil, err
+// newest returns the newest target that the node keeps, nil for none, to take
+// another manifest as a delta against it.
+func newest(n *rollback.Node) (*manifest.Manifest, *wire.Made, error) {
+	targets, err := n.Targets()
+	if err != nil {
+		return nil, nil, err
 	}
-	return m, nil
+	for _, t := range targets {
+		m, ok, err := n.Known(t.Target)
+		if err != nil {
+			return nil, nil, err
+		}
+		if ok {
+			made := wire.Made(t)
+			return m, &made, nil
+		}
+	}
+	return nil, nil, nil
 }
 
-// received receives a manifest, whole or as a delta. A delta against what is
-// not the same here is no use: then it is asked for whole, once.
-func received(conn *wire.Conn, n *rollback.Node) (*manifest.Manifest, error) {
-	for {
-		var b wire.Base
-		if err := conn.Expect(wire.KindBase, &b, nil); err != nil {
-			return nil, err
-		}
-		raw, err := conn.RecvBlob(nil)
-		if err != nil {
-			return nil, err
-		}
-		if b.Manifest.IsZero() {
-			return manifest.Decode(raw)
-		}
-		base, err := known(n, b.Made, b.Manifest)
-		if err != nil {
-			return nil, err
-		}
-		if base != nil {
-			return base.Apply(raw)
-		}
-		if err := conn.SendRaw(wire.KindWhole, nil); err != nil {
-			return nil, err
-		}
+// received receives a manifest, whole or as a delta against base.
+func received(conn *wire.Conn, base *manifest.Manifest) (*manifest.Manifest, error) {
+	var b wire.Base
+	if err := conn.Expect(wire.KindBase, &b, nil); err != nil {
+		return nil, err
 	}
+	raw, err := conn.RecvBlob(nil)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case !b.Delta:
+		return manifest.Decode(raw)
+	case base == nil:
+		return nil, errors.New("a delta against nothing")
+	}
+	return base.Apply(raw)
 }

@@ -50,20 +50,18 @@ type Request struct {
 	SnapshotEnd  string   `json:"snapshot_end,omitempty"` // a command that releases it
 }
 
-// Made says what the target of a push is made of.
+// Made names the target of a push and says what it was made of.
 type Made struct {
+	Target  digest.ID `json:"target"` // of the manifest
 	Image   digest.ID `json:"image"`
 	Overlay digest.ID `json:"overlay"`
 }
-
-// MaxKnown bounds the targets that an agent names.
-const MaxKnown = 8
 
 // Kept is what the agent says of the node before anything else.
 type Kept struct {
 	Generations []Generation `json:"generations"`     // oldest first
 	Has         bool         `json:"has,omitempty"`   // push: the target that is asked for
-	Knows       []Made       `json:"knows,omitempty"` // push, when it has not: targets that it has, newest first
+	Knows       *Made        `json:"knows,omitempty"` // push, when it has not: another target that it has
 }
 
 // Clean is Plan.Clean for what a node keeps.
@@ -73,11 +71,10 @@ func (k *Kept) Clean() {
 	}
 }
 
-// Base says what the manifest that follows is: a delta (manifest.Delta)
-// against the target that is made of these two, or whole where they are zero.
+// Base says what the manifest that follows is: whole, or a delta
+// (manifest.Delta) against the target that the agent has.
 type Base struct {
-	Made
-	Manifest digest.ID `json:"manifest,omitzero"` // of the base, as the controller has it
+	Delta bool `json:"delta"`
 }
 
 // Plan is what a push or a rollback would do to the node.

@@ -50,7 +50,6 @@ const (
 	KindChunks   Kind = 'C' // chunks of a capture
 	KindStream   Kind = 'S' // a part of the stream of chunks that KindWant asks for
 	KindBase     Kind = 'D' // JSON Base: what the manifest that follows is told against
-	KindWhole    Kind = 'F' // empty, instead of a plan: the base is not the same here, send the manifest whole
 	KindEnd      Kind = 'Z' // the plan is not to be carried out
 	KindNoAgent  Kind = 'U' // instead of a Hello: the agent is to be uploaded; the node's machine (uname -m)
 	KindPing     Kind = 'K' // empty, at any time: the sender lives

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"unsafe"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -156,9 +157,9 @@ var errNotCanonical = errors.New("not the canonical encoding")
 
 // Decode reads what Encode wrote and validates it. Bytes that Encode would
 // not have written are refused. The memory used is proportional to len(b),
-// whatever b claims; the result does not alias b.
+// whatever b claims. The result keeps b, which must not be changed any more.
 func Decode(b []byte) (*Manifest, error) {
-	m, err := decode(string(b))
+	m, err := decode(unsafe.String(unsafe.SliceData(b), len(b)))
 	if err != nil {
 		return nil, fmt.Errorf("decode manifest: %w", err)
 	}
