@@ -205,11 +205,11 @@ func TestMarkdown(t *testing.T) {
 
 func TestParse(t *testing.T) {
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
-	if o, err := parse(nil); err != nil || !o.whole() {
+	if o, err := parse(nil); err != nil || !o.whole() || o.out != "docs/BENCHMARKS.md" {
 		t.Errorf("no options: %+v %v", o, err)
 	}
 	for _, args := range [][]string{{"-work", "capture, write"}, {"-tools", "ingot"}, {"-runs", "1"}} {
-		if o, err := parse(args); err != nil || o.whole() {
+		if o, err := parse(args); err != nil || o.whole() || o.out != "" {
 			t.Errorf("%v writes the whole document: %+v %v", args, o, err)
 		}
 	}

@@ -29,7 +29,7 @@ type options struct {
 	tools  []string // empty: all
 	cache  string
 	ingot  string
-	out    string // the document
+	out    string // where the document goes; empty: nowhere
 	strict bool
 	runs   int // of each tool; 0: the usual number
 }
@@ -84,13 +84,16 @@ func parse(args []string) (options, error) {
 	tools := fs.String("tools", "", "only these `tools`, such as ingot,restic")
 	fs.StringVar(&o.cache, "cache", filepath.Join(home, "ingot", "bench"), "`directory` of the trees, and of what a run leaves for its time")
 	fs.StringVar(&o.ingot, "ingot", "bin/ingot", "the `program` that is measured")
-	fs.StringVar(&o.out, "out", "docs/BENCHMARKS.md", "`file` that a whole run writes")
+	fs.StringVar(&o.out, "out", "", "`file` that the report is written to (default docs/BENCHMARKS.md, of a whole run alone)")
 	fs.IntVar(&o.runs, "runs", 0, "measure each tool `N` times (default 3, those that take long 2)")
 	fs.BoolVar(&o.strict, "strict", false, "fail when a goal is missed")
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}
 	o.works, o.tools = words(*works), words(*tools)
+	if o.out == "" && o.whole() {
+		o.out = "docs/BENCHMARKS.md"
+	}
 	for _, w := range o.works {
 		if !slices.Contains(workNames(), w) {
 			return o, fmt.Errorf("no work is called %q: there are %s", w, strings.Join(workNames(), ", "))
@@ -134,7 +137,7 @@ func inside(ctx context.Context, o options) error {
 	}
 	r := b.report(ctx)
 	fmt.Print(r.text())
-	if o.whole() {
+	if o.out != "" {
 		if err := os.WriteFile(o.out, []byte(r.markdown()), 0o644); err != nil {
 			return err
 		}

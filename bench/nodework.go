@@ -58,6 +58,7 @@ func (b *bench) rack(ctx context.Context) error {
 [ -e "$KEY" ] || ssh-keygen -q -t ed25519 -N '' -f "$KEY"`, "SITE="+site, "KEY="+b.key()); err != nil {
 		return err
 	}
+	b.say("making a node")
 	b.node, err = b.bootNode(ctx)
 	return err
 }

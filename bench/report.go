@@ -21,6 +21,8 @@ type report struct {
 	trees    []fact
 	tools    []fact
 	took     time.Duration
+	fast     int // runs of each tool
+	slow     int // of those that take long
 	date     time.Time
 }
 
@@ -28,7 +30,7 @@ type report struct {
 type fact struct{ name, value string }
 
 func (b *bench) report(ctx context.Context) report {
-	r := report{rows: b.rows, took: time.Since(b.begin), date: b.begin, machine: machine(ctx, b.o.cache), tools: b.versions(ctx), trees: b.treeFacts(ctx)}
+	r := report{rows: b.rows, took: time.Since(b.begin), fast: b.o.times(false), slow: b.o.times(true), date: b.begin, machine: machine(ctx, b.o.cache), tools: b.versions(ctx), trees: b.treeFacts(ctx)}
 	rows := withStored(b.rows)
 	for _, g := range goals() {
 		r.verdicts = append(r.verdicts, judge(g, rows))
@@ -187,7 +189,8 @@ func (r report) text() string {
 
 func (r report) markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "# Benchmarks\n\n`make bench` wrote this page on %s, in %s. Everything on it was measured in that one run.\n\n", r.date.UTC().Format("2006-01-02 15:04 UTC"), r.took.Round(time.Second))
+	fmt.Fprintf(&b, "# Benchmarks\n\n`make bench` wrote this page on %s, in %s. Everything on it was measured in that one run, each tool\n%s. `make bench WORK=capture` measures a part (%s) and writes nothing.\n\n",
+		r.date.UTC().Format("2006-01-02 15:04 UTC"), r.took.Round(time.Second), times(r.fast, r.slow), strings.Join(workNames(), ", "))
 	fmt.Fprintf(&b, "## Goals\n\nRatios are ingot's number divided by theirs: less than 1 is faster, or less. %d of %d goals are missed.\n\n%s\n", r.failed(), len(r.verdicts), r.goals().markdown())
 	for _, w := range r.works() {
 		fmt.Fprintf(&b, "## %s\n\n", strings.ToUpper(w[:1])+w[1:])
@@ -210,6 +213,14 @@ func (r report) markdown() string {
 	return b.String()
 }
 
+// times says how often tools were measured.
+func times(fast, slow int) string {
+	if fast == slow {
+		return fmt.Sprintf("%d times", fast)
+	}
+	return fmt.Sprintf("%d times, those that take long %d times", fast, slow)
+}
+
 // notes say what the numbers of a work are.
 func notes() map[string]string {
 	return map[string]string{
@@ -217,7 +228,7 @@ func notes() map[string]string {
 		workAgain:   "The same directory, with whatever the tool remembers of it, under a new name.",
 		workUpdate:  "The directory has become B; the store holds A. Bytes: what the store has grown by.",
 		workWrite:   "From the store of the first capture; `rsync` and `cp -a` from tree A itself.",
-		workLocal:   "A directory that is A becomes B; ingot and casync read B from their stores, rsync from the tree.",
+		workLocal:   "A directory that is A becomes B; ingot and casync read B from their stores, rsync from the tree. ingot wrote A there before; it keeps what it replaces, for a rollback.",
 		workFirst:   "The node has nothing but sshd: the agent is uploaded and reads the whole tree once.",
 		workPush:    "The node is A. For ingot it was brought there by a push; rsync needs nothing of the kind.",
 		workNothing: "The node is B already. `ssh true` is what a login alone costs.",
@@ -230,7 +241,7 @@ func notes() map[string]string {
 const method = `## Method
 
 - The page cache is warm: all trees were read before. Before each run, outside of the time, ` + "`sync`" + ` writes what the run before left.
-- The tools of a work take turns, each round begins with another one. Three runs, of tools that take long two. The table has the fastest; *slowest* is how much longer the slowest took.
+- The tools of a work take turns, each round begins with another one. The table has the fastest; *slowest* is how much longer the slowest took.
 - *memory* is the peak resident memory of the largest process on the measuring side (wait4(2), by time(1)); mapped files count. *on the node* is the same (VmHWM in /proc, sampled)
   of the largest process of the node but sshd and shells, in a further run that is not timed.
 - Each result is compared once with ` + "`rsync -aHAXSn@-1 --numeric-ids --checksum --delete --itemize-changes`" + `, outside of the time; *result* is empty when nothing differs. The top

@@ -131,6 +131,7 @@ func (b *bench) ensure(ctx context.Context, a archiver, name string) error {
 	if err := b.morph(ctx, name); err != nil {
 		return err
 	}
+	b.say("%s captures %s", a.name, name)
 	if err := b.sh(ctx, a.capture, b.envOf(a, b.treeDir(), name, "")...); err != nil {
 		return err
 	}
@@ -172,32 +173,38 @@ func (b *bench) write(ctx context.Context) error {
 	return os.RemoveAll(b.target())
 }
 
-// local measures bringing a tree that is there to another one.
+// local measures bringing a tree that is there to another one. For ingot it is
+// one that a push has written.
 func (b *bench) local(ctx context.Context) error {
 	env := []string{"A=" + b.trees.a, "TREE=" + b.trees.b, "TO=" + b.target()}
 	reset := func(ctx context.Context) error {
 		return b.sh(ctx, `mkdir -p "$TO"; rm -rf "$TO/.ingot"; rsync -aHAX --numeric-ids --delete "$A/" "$TO/"`, env...)
 	}
-	owned, err := b.ownedFile()
-	if err != nil {
-		return err
-	}
 	check := func(ctx context.Context) (string, error) {
-		return b.compare(ctx, b.trees.b, b.target(), "--exclude-from="+owned)
+		return b.compare(ctx, b.trees.b, b.target(), "--exclude=/.ingot")
 	}
 	var jobs []job
 	for _, a := range archivers() {
 		if !b.uses(a.name) || a.name != "ingot" && a.name != "casync" {
 			continue
 		}
-		failed := b.ensure(ctx, a, "B")
+		failed := errors.Join(b.ensure(ctx, a, "A"), b.ensure(ctx, a, "B"))
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		jobs = append(jobs, job{tool: a.name, slow: a.slow, run: a.write, env: b.envOf(a, "", "B", b.target()), check: check,
-			before: func(ctx context.Context) error { return errors.Join(failed, reset(ctx)) }})
+		j := job{tool: a.name, slow: a.slow, run: a.write, env: b.envOf(a, "", "B", b.target()), check: check}
+		j.before = func(ctx context.Context) error {
+			switch {
+			case failed != nil:
+				return failed
+			case a.name == "ingot":
+				return b.sh(ctx, `rm -rf "$TO"; mkdir "$TO"; `+a.write, b.envOf(a, "", "A", b.target())...)
+			}
+			return reset(ctx)
+		}
+		jobs = append(jobs, j)
 	}
-	jobs = append(jobs, job{tool: "rsync", run: `rsync -aHAX --numeric-ids --delete --exclude-from="$OWNED" "$TREE/" "$TO/"`, env: append(env, "OWNED="+owned), before: reset, check: check})
+	jobs = append(jobs, job{tool: "rsync", run: `rsync -aHAX --numeric-ids --delete "$TREE/" "$TO/"`, env: env, before: reset, check: check})
 	if err := b.measure(ctx, workLocal, jobs); err != nil {
 		return err
 	}
