@@ -115,7 +115,6 @@ func (b *bench) once(ctx context.Context, j job, r *row) error {
 		return err
 	}
 	r.Seconds = append(r.Seconds, took.Seconds())
-	b.say("%s: %s: %s", r.Work, r.Tool, seconds(took.Seconds()))
 	r.Memory = max(r.Memory, memory)
 	if j.bytes != nil {
 		n, err := j.bytes(ctx)
@@ -132,6 +131,7 @@ func (b *bench) once(ctx context.Context, j job, r *row) error {
 			return fmt.Errorf("compare: %w", err)
 		}
 	}
+	b.say("%s: %s: %s, %s %s", r.Work, r.Tool, seconds(took.Seconds()), sizeOr(r.Bytes), r.Wrong)
 	return nil
 }
 
