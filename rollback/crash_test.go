@@ -137,7 +137,7 @@ func (c *campaign) run(stride int, inject error) {
 	was := c.state("before")
 	for at := 1; ; at += stride {
 		n := open(c.w.t, c.w.dir)
-		ok(c.w.t, n.clearStages()) // what dead pushes left would only make the count longer
+		ok(c.w.t, n.clearStages("")) // what dead pushes left would only make the count longer
 		before, err := n.Current()
 		ok(c.w.t, err)
 		f := &fate{at: at, err: inject}

@@ -89,7 +89,7 @@ func TestSIGKILL(t *testing.T) {
 	for k := range kills {
 		at := 1 + k*total/kills
 		n := open(t, w.dir)
-		ok(t, n.clearStages())
+		ok(t, n.clearStages(""))
 		was := c.state("before")
 		before, err := n.Current()
 		ok(t, err)

@@ -274,6 +274,9 @@ func (n *Node) sources(ctx context.Context, p *Plan, l *live, s *scanner) error 
 			return err
 		}
 	}
+	if err := n.offerStages(ctx, p, want); err != nil {
+		return err
+	}
 	for i := range p.Steps {
 		st := &p.Steps[i]
 		if !p.builds(st) {
@@ -357,7 +360,7 @@ func (p *Plan) measure() {
 			for _, c := range s.content.Chunks {
 				p.Bytes += int64(c.Size)
 			}
-			p.Bytes = up(p.Bytes)
+			p.Bytes = up(p.Bytes - p.adopt[s.slot].bytes) // what is there already takes no more
 		}
 	}
 }

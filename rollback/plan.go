@@ -170,6 +170,7 @@ type Plan struct {
 	undo   *undoIndex          // what the generations keep; nil when nothing was looked for
 	used   []undoFile          // undo copies that are no longer such afterwards
 	local  map[digest.ID]place // where chunks are found on the node
+	adopt  map[int]leftover    // slot -> file of an interrupted stage that becomes it
 	id     string              // of the stage; set by Stage
 }
 
@@ -226,11 +227,18 @@ func (e *DamagedError) Error() string {
 func (e *DamagedError) Is(target error) bool { return target == ErrDamaged }
 
 // SpaceError says what staging needs and what there is. errors.Is(err, ErrNoSpace).
-type SpaceError struct{ Bytes, FreeBytes, Inodes, FreeInodes int64 }
+type SpaceError struct {
+	Path                                 string // of the file system
+	Bytes, FreeBytes, Inodes, FreeInodes int64
+}
 
 func (e *SpaceError) Error() string {
-	return fmt.Sprintf("not enough space to stage: %d bytes and %d inodes needed, %d bytes and %d inodes free",
-		e.Bytes, e.Inodes, e.FreeBytes, e.FreeInodes)
+	where := ""
+	if e.Path != "" {
+		where = fmt.Sprintf(" on the file system of %q", e.Path)
+	}
+	return fmt.Sprintf("not enough space to stage%s: %d bytes and %d inodes needed, %d bytes and %d inodes free",
+		where, e.Bytes, e.Inodes, e.FreeBytes, e.FreeInodes)
 }
 
 // Is makes it an ErrNoSpace.

@@ -33,6 +33,7 @@ const (
 // does not matter which of them had reached the disk.
 func (n *Node) Recover(ctx context.Context) (Outcome, error) {
 	if !n.exists(in("journal")) {
+		n.tidy()
 		return Outcome{Did: Nothing}, nil
 	}
 	unlock, err := n.lock("recover")

@@ -92,15 +92,34 @@ func (s *sys) setMeta(dir int, name string, e *entry.Entry) error {
 	return s.do("meta", name, func() error { return entry.SetMetaAt(dir, name, e) })
 }
 
-// create makes an empty file of the given size, all hole.
-func (s *sys) create(dir int, name string, size int64) error {
-	return s.do("create", name, func() error {
-		fd, err := unix.Openat(dir, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+// create opens a file for reading and writing, with O_CREAT in flag a new one,
+// and gives it its size, all hole.
+func (s *sys) create(dir int, name string, flag int, size int64) (f *os.File, err error) {
+	err = s.do("create", name, func() error {
+		fd, err := unix.Openat(dir, name, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC|flag, 0o600)
 		if err != nil {
 			return err
 		}
-		defer unix.Close(fd)
+		f = os.NewFile(uintptr(fd), name)
+		if size == 0 {
+			return nil
+		}
 		return unix.Ftruncate(fd, size)
+	})
+	if err != nil && f != nil {
+		f.Close()
+	}
+	return f, err
+}
+
+// setMetaFd sets the metadata of an open file. have is what a new file is like
+// and this one is; nil means that it may have anything.
+func (s *sys) setMetaFd(f *os.File, have, e *entry.Entry) error {
+	return s.do("meta", f.Name(), func() error {
+		if have != nil {
+			return entry.SetFreshFd(int(f.Fd()), have, e)
+		}
+		return entry.SetMetaFd(int(f.Fd()), e)
 	})
 }
 

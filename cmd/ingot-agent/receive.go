@@ -214,7 +214,7 @@ func carryOut(ctx context.Context, conn *wire.Conn, n *rollback.Node, plan *roll
 	}
 	// The last word of a living controller: without it nothing is switched.
 	if err := conn.Send(wire.KindProgress, wire.Progress{Task: "switch"}); err != nil {
-		return errors.Join(err, n.Unstage(plan)) // nobody is there any more: what was staged takes room for nothing
+		return err // nobody is there any more; the next push goes on with what is staged
 	}
 	start := time.Now()
 	g, err := n.Switch(context.WithoutCancel(ctx), plan)
