@@ -26,14 +26,10 @@ func (p *program) imageCommand() *cli.Command {
 				jsonFlag(),
 			}, run: p.imageBuild}.command(),
 		p.captureVerb().command(),
-		verb{name: "list", aliases: []string{"ls"}, usage: "list the images",
-			about: "SIZE is the content, STORED what it takes in the store, UNIQUE what removing it would free.", examples: []string{"ingot image list"}, flags: []cli.Flag{jsonFlag()}, run: p.imageList}.command(),
-		verb{name: "show", usage: "show one image", args: "IMAGE", about: "Shows where an image comes from and what it holds.",
-			examples: []string{"ingot image show web:2", "ingot image show web:2 --files"},
-			flags:    []cli.Flag{&cli.BoolFlag{Name: "files", Usage: "list its entries"}, jsonFlag()}, run: p.imageShow}.command(),
+		p.imageListVerb(), p.imageShowVerb(),
 		verb{name: "verify", usage: "read every byte of the images and check it", args: "[IMAGE]",
-			about: `Reads every byte of one image, or of the whole store, and names what is damaged and which images it
-  concerns. With --repair, damaged packs are taken out of use, so that the next capture or build of
+			about: `Reads every byte of one image, or of the whole store, and names what is damaged, which images, files and
+  nodes it concerns. With --repair, damaged packs are taken out of use, so that the next capture or build of
   an image stores their content anew; without, it would find it in the index, and leave it out. What
   is taken out of use stays in the store's directory damaged/.`,
 			examples: []string{"ingot image verify", "ingot image verify web:2", "ingot image verify --repair"},

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -19,122 +17,6 @@ import (
 	"ingot/internal/entry"
 	"ingot/internal/manifest"
 )
-
-func (p *program) imageList(c *cli.Context) error {
-	if err := wantArgs(c, 0, 0); err != nil {
-		return err
-	}
-	w, err := openWorld(c)
-	if err != nil {
-		return err
-	}
-	defer w.Close()
-	usage, err := w.images.Usage(c.Context)
-	if err != nil {
-		return err
-	}
-	views, damaged := []imageView{}, 0
-	for _, u := range usage {
-		v := imageView{Image: u.Ref.String(), Digest: u.Digest, Entries: u.Entries, Bytes: u.Size, Stored: u.Stored, Unique: u.Unique, Created: u.Created, Arch: u.Arch, Kernel: u.Kernel, Source: u.Source}
-		if u.Err != nil {
-			damaged++
-			v.Error = u.Err.Error()
-		}
-		views = append(views, v)
-	}
-	if c.Bool("json") {
-		err = p.printJSON(views)
-	} else {
-		err = p.table(p.imageRows(views))
-	}
-	if err == nil && damaged > 0 {
-		err = withHint(coded{fmt.Errorf("%s of the list cannot be used", count(damaged, "image")), exitCorrupt}, "capture or build it again under the same name")
-	}
-	return err
-}
-
-func (p *program) imageRows(views []imageView) [][]string {
-	rows := [][]string{{"IMAGE", "DIGEST", "ENTRIES", "SIZE", "STORED", "UNIQUE", "AGE", "KERNEL", "SOURCE"}}
-	for _, v := range views {
-		row := []string{v.Image, v.Digest.Short(), fmt.Sprint(v.Entries), size(v.Bytes), size(v.Stored), size(v.Unique), age(time.Since(v.Created)), orElse(v.Kernel, "-"), orElse(v.Source, "-")}
-		if v.Error != "" {
-			p.say("damaged: %s: %s", v.Image, v.Error)
-			row[4], row[5] = "damaged", "-"
-		}
-		if v.Digest.IsZero() { // nor is anything known
-			row[1], row[2], row[3], row[6] = "-", "-", "-", "-"
-		}
-		rows = append(rows, row)
-	}
-	return rows
-}
-
-// age is a duration as people say it.
-func age(d time.Duration) string {
-	const day = 24 * time.Hour
-	switch d = max(d, 0); {
-	case d < time.Minute:
-		return fmt.Sprintf("%ds", d/time.Second)
-	case d < time.Hour:
-		return fmt.Sprintf("%dm", d/time.Minute)
-	case d < 2*day:
-		return fmt.Sprintf("%dh", d/time.Hour)
-	}
-	return fmt.Sprintf("%dd", d/day)
-}
-
-func (p *program) imageShow(c *cli.Context) error {
-	if err := wantArgs(c, 1, 1); err != nil {
-		return err
-	}
-	w, err := openWorld(c)
-	if err != nil {
-		return err
-	}
-	defer w.Close()
-	id, err := resolveImage(c.Context, w, c.Args().First())
-	if err != nil {
-		return err
-	}
-	m, err := w.images.Manifest(c.Context, id)
-	if err != nil {
-		return err
-	}
-	refs, err := w.images.Refs(c.Context)
-	var bad *store.NameError
-	if errors.As(err, &bad) {
-		p.say("note: not all names can be read: %v", err)
-	} else if err != nil {
-		return err
-	}
-	names := []imageView{}
-	for _, n := range refs {
-		if n.Digest == id {
-			names = append(names, imageView{Image: n.Ref.String(), Digest: id, Created: n.Created, Arch: n.Arch, Source: n.Source, Parent: n.Parent, Sealed: n.Sealed})
-		}
-	}
-	if c.Bool("json") {
-		out := map[string]any{"digest": id, "names": names, "entries": len(m.Entries), "bytes": m.TotalSize(), "kernel": kernelOf(m)}
-		if c.Bool("files") {
-			out["files"] = viewEntries(m)
-		}
-		return p.printJSON(out)
-	}
-	fmt.Fprintf(p.Stdout, "digest   %s\nentries  %d\nsize     %s\nkernel   %s\n", id, len(m.Entries), size(m.TotalSize()), orElse(kernelOf(m), "none"))
-	for _, n := range names {
-		fmt.Fprintf(p.Stdout, "name     %s, since %s, from %s\n", n.Image, n.Created.Local().Format(time.DateTime), orElse(n.Source, "unknown"))
-		if !n.Parent.IsZero() {
-			fmt.Fprintf(p.Stdout, "parent   %s, which the node ran\n", n.Parent)
-		}
-		if len(n.Sealed) > 0 {
-			fmt.Fprintf(p.Stdout, "sealed   %s\n", quoted(n.Sealed))
-		}
-	}
-	if c.Bool("files") {
-		return listEntries(p.Stdout, m)
-	}
-	return nil
-}
 
 // entryView is one entry of an image. A path that is not UTF-8 is quoted as Go
 // quotes it, since JSON cannot say it.
@@ -188,24 +70,6 @@ func listEntries(w io.Writer, m *manifest.Manifest) error {
 	return nil
 }
 
-// resolveImage finds an image by name, name:tag or digest.
-func resolveImage(ctx context.Context, w *world, text string) (digest.ID, error) {
-	if _, err := digest.Parse(text); err != nil {
-		if _, err := store.ParseRef(text); err != nil {
-			return digest.ID{}, usageError{err.Error()}
-		}
-	}
-	id, err := w.images.Resolve(ctx, text)
-	if errors.Is(err, store.ErrMissing) {
-		return id, noImage(text)
-	}
-	return id, err
-}
-
-func noImage(text string) error {
-	return withHint(fmt.Errorf("image %q: %w", text, store.ErrMissing), "`ingot image list` shows the images of this site")
-}
-
 func (p *program) imageVerify(c *cli.Context) error {
 	if err := wantArgs(c, 0, 1); err != nil {
 		return err
@@ -234,7 +98,11 @@ func (p *program) imageVerify(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	view := viewReport(rep)
+	refs, err := w.references(c.Context)
+	if err != nil {
+		return err
+	}
+	view := viewReport(rep, refs)
 	if repair {
 		done, err := w.images.Repair(c.Context, rep)
 		if err != nil {
@@ -247,7 +115,7 @@ func (p *program) imageVerify(c *cli.Context) error {
 			return err
 		}
 	} else {
-		p.showReport(rep, view.Repaired)
+		p.showReport(rep, view)
 	}
 	switch {
 	case repair && len(view.Repaired.Images) > 0:
@@ -260,11 +128,28 @@ func (p *program) imageVerify(c *cli.Context) error {
 	return nil
 }
 
-func (p *program) showReport(rep store.Report, done *repairedView) {
-	for _, d := range rep.Damage {
+func (p *program) showReport(rep store.Report, view reportView) {
+	for i, d := range rep.Damage {
 		fmt.Fprintf(p.Stdout, "DAMAGED %s\n", d)
+		v := view.Damage[i]
+		for _, n := range []struct {
+			what  string
+			nodes []string
+		}{{"runs on", v.Runs}, {"kept by", v.Keeps}, {"to be installed on", v.Installs}} {
+			if len(n.nodes) > 0 {
+				fmt.Fprintf(p.Stdout, "  %s %s\n", n.what, fold(n.nodes))
+			}
+		}
+		const most = 20
+		for _, path := range d.Paths[:min(len(d.Paths), most)] {
+			fmt.Fprintf(p.Stdout, "  in %s\n", shown(path))
+		}
+		if more := max(0, len(d.Paths)-most) + d.More; more > 0 {
+			fmt.Fprintf(p.Stdout, "  and in %s more\n", count(more, "file"))
+		}
 	}
 	fmt.Fprintf(p.Stdout, "%s, %s, %s read: %d damaged\n", count(rep.Manifests, "image"), count(rep.Packs, "pack"), size(rep.Bytes), len(rep.Damage))
+	done := view.Repaired
 	if done == nil {
 		return
 	}
@@ -280,23 +165,6 @@ func (p *program) showReport(rep store.Report, done *repairedView) {
 	for _, name := range done.Images {
 		fmt.Fprintf(p.Stdout, "INCOMPLETE %s: capture or build it again\n", name)
 	}
-}
-
-// imageView is what `image list` and `image show` say of one name.
-type imageView struct {
-	Image   string    `json:"image"`
-	Digest  digest.ID `json:"digest,omitzero"` // zero: its record cannot be read
-	Entries int       `json:"entries,omitempty"`
-	Bytes   int64     `json:"bytes,omitempty"`
-	Stored  int64     `json:"stored_bytes,omitempty"`
-	Unique  int64     `json:"unique_bytes,omitempty"`
-	Created time.Time `json:"created,omitzero"`
-	Arch    string    `json:"arch,omitempty"`
-	Kernel  string    `json:"kernel,omitempty"`
-	Source  string    `json:"source,omitempty"`
-	Parent  digest.ID `json:"parent,omitzero"`
-	Sealed  []string  `json:"sealed,omitempty"` // left out or emptied
-	Error   string    `json:"error,omitempty"`
 }
 
 // reportView is what `image verify` found.
@@ -326,17 +194,24 @@ func viewRepaired(r store.Repaired) *repairedView {
 }
 
 type damageView struct {
-	Object string   `json:"object"` // pack, index, manifest or name
+	Object string   `json:"object"` // pack, manifest or name
 	ID     string   `json:"id"`
 	Error  string   `json:"error"`
 	Chunks int      `json:"lost_chunks"`
 	Images []string `json:"images"`
+	Paths  []string `json:"paths"`                // files that cannot be read
+	More   int      `json:"more_paths,omitempty"` // that are not in paths
+	nodesOf
 }
 
-func viewReport(r store.Report) reportView {
+func viewReport(r store.Report, refs references) reportView {
 	v := reportView{Images: r.Manifests, Packs: r.Packs, Bytes: r.Bytes, Damage: []damageView{}}
 	for _, d := range r.Damage {
-		v.Damage = append(v.Damage, damageView{d.Object, d.ID, d.Err.Error(), len(d.Chunks), append([]string{}, d.Images...)})
+		one := damageView{Object: d.Object, ID: d.ID, Error: d.Err.Error(), Chunks: len(d.Chunks), Images: append([]string{}, d.Images...), Paths: []string{}, More: d.More, nodesOf: refs.of(d.Manifests...)}
+		for _, path := range d.Paths {
+			one.Paths = append(one.Paths, text(path))
+		}
+		v.Damage = append(v.Damage, one)
 	}
 	return v
 }

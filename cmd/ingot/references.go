@@ -84,12 +84,18 @@ func (r references) hold() []digest.ID {
 	return out
 }
 
-// of are the nodes of one image.
-func (r references) of(id digest.ID) nodesOf {
+// of are the nodes of some images.
+func (r references) of(ids ...digest.ID) nodesOf {
 	n := nodesOf{Runs: []string{}, Keeps: []string{}}
-	if at := r[id]; at != nil {
-		n.Runs, n.Keeps = append(n.Runs, at.Runs...), append(n.Keeps, at.Keeps...)
-		n.Installs, n.Given = at.Installs, at.Given
+	for _, id := range ids {
+		if at := r[id]; at != nil {
+			n.Runs, n.Keeps = append(n.Runs, at.Runs...), append(n.Keeps, at.Keeps...)
+			n.Installs, n.Given = append(n.Installs, at.Installs...), append(n.Given, at.Given...)
+		}
+	}
+	for _, list := range []*[]string{&n.Runs, &n.Keeps, &n.Installs, &n.Given} {
+		slices.Sort(*list)
+		*list = slices.Compact(*list)
 	}
 	return n
 }

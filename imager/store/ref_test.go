@@ -23,7 +23,7 @@ func TestNamesAndUsage(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		use, err := s.Usage(ctx)
+		use, err := s.Usage(ctx, nil)
 		if err != nil || len(use) != 2 {
 			t.Fatalf("usage %v, %v", use, err)
 		}

@@ -157,7 +157,7 @@ func TestABadNameHidesNoOther(t *testing.T) {
 		b := open()
 		s, _, _ := onePack(t, b)
 		damage(t, b, "names/web/1", func([]byte) []byte { return bytes.Repeat([]byte("x"), 50) })
-		use, err := s.Usage(t.Context())
+		use, err := s.Usage(t.Context(), nil)
 		var bad *NameError
 		if err != nil || len(use) != 2 || use[0].Ref.String() != "other:1" || use[0].Err != nil || use[0].Stored == 0 ||
 			use[1].Ref.String() != "web:1" || !errors.As(use[1].Err, &bad) {

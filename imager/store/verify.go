@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ingot/internal/digest"
+	"ingot/internal/manifest"
 	"ingot/internal/slogx"
 )
 
@@ -36,7 +37,14 @@ type Damage struct {
 	Err    error
 	Chunks []digest.ID // of a pack: those that cannot be read
 	Images []string    // names, or digests, of the images that it makes unusable
+
+	Manifests []digest.ID // these images
+	Paths     []string    // files of them that cannot be read: the first maxPaths, sorted; none where the manifest itself is lost
+	More      int         // how many paths there are besides
 }
+
+// maxPaths is how many paths a Damage names.
+const maxPaths = 1000
 
 // Error makes the damage an error of its own.
 func (d Damage) Error() string {
@@ -79,7 +87,7 @@ func (s *Store) Verify(ctx context.Context, o VerifyOptions) (Report, error) {
 	if err := s.Refresh(ctx); err != nil {
 		return Report{}, fmt.Errorf("verify: %w", err)
 	}
-	v := &verifier{s: s, o: o, users: map[digest.ID][]string{}}
+	v := &verifier{s: s, o: o}
 	if err := v.manifests(ctx); err != nil {
 		return Report{}, fmt.Errorf("verify: %w", err)
 	}
@@ -89,7 +97,9 @@ func (s *Store) Verify(ctx context.Context, o VerifyOptions) (Report, error) {
 	if err := v.packs(ctx); err != nil {
 		return Report{}, fmt.Errorf("verify: %w", err)
 	}
-	v.concern()
+	if err := v.concern(ctx); err != nil {
+		return Report{}, fmt.Errorf("verify: %w", err)
+	}
 	return v.r, nil
 }
 
@@ -108,11 +118,12 @@ type verifier struct {
 	s *Store
 	o VerifyOptions
 
-	mu    sync.Mutex
-	r     Report
-	need  []digest.ID            // packs
-	users map[digest.ID][]string // chunk -> images
-	names map[digest.ID][]string // manifest -> names
+	mu     sync.Mutex
+	r      Report
+	need   []digest.ID            // packs
+	good   []digest.ID            // manifests that can be read
+	chunks []digest.ID            // of the one image
+	names  map[digest.ID][]string // manifest -> names
 }
 
 func (v *verifier) damaged(d Damage) {
@@ -142,7 +153,7 @@ func (v *verifier) manifests(ctx context.Context) error {
 		}
 		for id, names := range v.names {
 			if !slices.Contains(ids, id) {
-				v.damaged(Damage{Object: "manifest", ID: id.String(), Err: ErrMissing, Images: names})
+				v.damaged(Damage{Object: "manifest", ID: id.String(), Err: ErrMissing, Images: names, Manifests: []digest.ID{id}})
 			}
 		}
 	}
@@ -169,15 +180,16 @@ func (v *verifier) manifest(ctx context.Context, id digest.ID) error {
 		return ctx.Err()
 	}
 	if err != nil {
-		v.damaged(Damage{Object: "manifest", ID: id.String(), Err: err, Images: v.image(id)})
+		v.damaged(Damage{Object: "manifest", ID: id.String(), Err: err, Images: v.image(id), Manifests: []digest.ID{id}})
 		return nil
 	}
+	v.good = append(v.good, id)
 	ids := Chunks(m)
-	for _, c := range ids {
-		v.users[c] = append(v.users[c], v.image(id)...)
+	if !v.o.Manifest.IsZero() {
+		v.chunks = ids
 	}
 	if lost := v.s.missing(ids, nil); len(lost) > 0 {
-		v.damaged(Damage{Object: "manifest", ID: id.String(), Chunks: lost, Images: v.image(id),
+		v.damaged(Damage{Object: "manifest", ID: id.String(), Chunks: lost, Images: v.image(id), Manifests: []digest.ID{id},
 			Err: fmt.Errorf("%d of its chunks are in no pack: %w", len(lost), ErrMissing)})
 	}
 	return nil
@@ -193,7 +205,7 @@ func (v *verifier) allPacks() error {
 		}
 	} else {
 		seen := map[digest.ID]bool{}
-		for c := range v.users {
+		for _, c := range v.chunks {
 			if pl, ok := v.s.index.chunks[c]; ok && !seen[pl.pack.id] {
 				seen[pl.pack.id] = true
 				v.need = append(v.need, pl.pack.id)
@@ -400,20 +412,58 @@ func (s *Store) checkFrame(pack []byte, off int64, f *frame, raw *[]byte) ([]dig
 	return lost, err
 }
 
-// concern adds to the damage of packs which images use what is lost.
-func (v *verifier) concern() {
+// concern adds to the damage which images and files need what is lost. Only
+// then the manifests are read again: who uses what is not kept in memory.
+func (v *verifier) concern(ctx context.Context) error {
+	lost := map[digest.ID][]int{} // chunk -> numbers of damages
+	for i, d := range v.r.Damage {
+		for _, c := range d.Chunks {
+			lost[c] = append(lost[c], i)
+		}
+	}
+	if len(lost) > 0 {
+		for _, id := range v.good {
+			m, err := v.s.Manifest(ctx, id)
+			if err != nil {
+				return err
+			}
+			v.concerned(id, m, lost)
+		}
+	}
 	for i := range v.r.Damage {
 		d := &v.r.Damage[i]
-		if d.Object != "pack" {
-			continue
-		}
-		for _, c := range d.Chunks {
-			d.Images = append(d.Images, v.users[c]...)
-		}
 		slices.Sort(d.Images)
 		d.Images = slices.Compact(d.Images)
+		slices.Sort(d.Paths)
+		d.Paths = slices.Compact(d.Paths)
+		if len(d.Paths) > maxPaths {
+			d.Paths, d.More = d.Paths[:maxPaths], len(d.Paths)-maxPaths
+		}
 	}
 	slices.SortFunc(v.r.Damage, func(a, b Damage) int { return strings.Compare(a.Object+a.ID, b.Object+b.ID) })
+	return nil
+}
+
+// concerned adds one image to the damages whose lost chunks it needs.
+func (v *verifier) concerned(id digest.ID, m *manifest.Manifest, lost map[digest.ID][]int) {
+	for i := range m.Entries {
+		e := &m.Entries[i]
+		for _, c := range e.Chunks {
+			for _, n := range lost[c.ID] {
+				d := &v.r.Damage[n]
+				if d.Object == "manifest" && d.ID != id.String() {
+					continue // it has a damage of its own
+				}
+				if k := len(d.Manifests); k == 0 || d.Manifests[k-1] != id {
+					d.Manifests = append(d.Manifests, id)
+					d.Images = append(d.Images, v.image(id)...)
+				}
+				if k := len(d.Paths); k == 0 || d.Paths[k-1] != e.Path {
+					d.Paths = append(d.Paths, e.Path)
+				}
+			}
+		}
+	}
 }
 
 // verifiedName is what was found good, and in which state: a cache, which may
