@@ -154,10 +154,7 @@ func (d *dirPush) cleared(manifestOf func(digest.ID) (*manifest.Manifest, error)
 		return err
 	}
 	var was marker
-	if len(text) > 0 { // else it ended before it wrote anything
-		if err := json.Unmarshal(text, &was); err != nil {
-			return fmt.Errorf("read %q: %w", path, err)
-		}
+	if json.Unmarshal(text, &was) == nil { // else it ended before the marker was whole, and so before it wrote anything
 		d.bar.screen.say("note: a push of %s was interrupted here: begun anew", was.Ref)
 		m, err := manifestOf(was.Image)
 		if err != nil {

@@ -43,20 +43,8 @@ func (c cacheFiles) put(name digest.ID, body []byte) {
 	}
 	b := slices.Concat(c.head(), body)
 	id := digest.Of(b)
-	f, err := os.CreateTemp(c.dir, "new-")
-	if err != nil {
-		return
-	}
-	_, err = f.Write(append(b, id[:]...))
-	if closed := f.Close(); err == nil {
-		err = closed
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(c.dir, name.String()))
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
+	// Written in place: half a file is none, and leaves nothing to be swept up.
+	_ = os.WriteFile(filepath.Join(c.dir, name.String()), append(b, id[:]...), 0o600)
 	if id[0] < 4 { // now and then
 		c.sweep(maxCached)
 	}

@@ -97,8 +97,20 @@ func (o ordeal) run(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f.Within = o.more
 			hit := o.everyStep(t, filepath.Join(scratch, strings.ReplaceAll(name, " ", "-")), f)
-			for _, s := range all.Steps {
-				if key := steady(plain, s); !hit[key] && (f.Do != steps.Tear || strings.Contains(s.Call, "write")) {
+			for _, step := range all.Steps {
+				key := steady(plain, step)
+				if hit[key] || t.Failed() {
+					continue
+				}
+				// Threads take turns as they like: this one came at another time.
+				key, _, _ = strings.Cut(key, random)
+				call, path, _ := strings.Cut(key, " ")
+				again := plain.at(filepath.Join(scratch, "again"))
+				f.Prefix = call + " " + again.dir + path
+				if strings.HasPrefix(path, "(") {
+					f.Prefix = key
+				}
+				if o.breakOne(t, again.dir, f) == "" {
 					t.Errorf("never broken: %s", key)
 				}
 			}
@@ -118,31 +130,38 @@ func (o ordeal) everyStep(t *testing.T, scratch string, f steps.Fault) map[strin
 			for !t.Failed() {
 				f := f
 				f.At = int(next.Add(1))
-				s := o.site.copied(fmt.Sprintf("%s-%d", scratch, f.At))
-				r, st := s.with(f, o.args(s)...)
-				if !st.Hit {
-					os.RemoveAll(s.dir)
+				key := o.breakOne(t, fmt.Sprintf("%s-%d", scratch, f.At), f)
+				if key == "" {
 					return
 				}
-				step := st.Steps[f.At-1]
 				mu.Lock()
-				hit[steady(s, step)] = true
+				hit[key] = true
 				n++
 				mu.Unlock()
-				if f.Do == steps.Tear && !strings.Contains(step.Call, "write") {
-					os.RemoveAll(s.dir) // the same as killed
-					continue
-				}
-				if err := o.survived(s, f, r); err != nil {
-					t.Errorf("step %d, %s: %v\nexit %d: %s", f.At, step, err, r.code, r.said())
-				}
-				os.RemoveAll(s.dir)
 			}
 		})
 	}
 	all.Wait()
 	t.Logf("%d steps", n)
 	return hit
+}
+
+// breakOne runs the command with a fault in a new copy of the site, and
+// returns which step it was; none if the command did not come to it.
+func (o ordeal) breakOne(t *testing.T, dir string, f steps.Fault) string {
+	s := o.site.copied(dir)
+	defer os.RemoveAll(s.dir)
+	r, st := s.with(f, o.args(s)...)
+	if st.Hit == 0 {
+		return ""
+	}
+	step := st.Steps[st.Hit-1]
+	if f.Do != steps.Tear || strings.Contains(step.Call, "write") { // else it is the same as killed
+		if err := o.survived(s, f, r); err != nil {
+			t.Errorf("step %d, %s: %v\nexit %d: %s", st.Hit, step, err, r.code, r.said())
+		}
+	}
+	return steady(s, step)
 }
 
 // survived checks the site after a fault, repeats the command, and checks again.
@@ -189,7 +208,7 @@ func (o ordeal) wholeness(s site) error {
 func (s site) strays() error {
 	var found []error
 	err := filepath.WalkDir(s.dir, func(p string, _ fs.DirEntry, err error) error {
-		if strings.HasPrefix(filepath.Base(p), ".tmp-") {
+		if base := filepath.Base(p); strings.HasPrefix(base, ".tmp-") || strings.HasPrefix(base, "new-") || strings.HasSuffix(base, ".tmp") && base != "statcache.tmp" { // of that one there is never more than one
 			found = append(found, fmt.Errorf("%s was left", p))
 		}
 		return err
@@ -207,10 +226,13 @@ func (s site) has(images ...string) error {
 	return nil
 }
 
+// random stands for what is random in the name of a file.
+const random = "*"
+
 // steady is a step with what is random in it taken out.
 func steady(s site, step steps.Step) string {
 	path := strings.TrimPrefix(step.Path, s.dir)
-	path = regexp.MustCompile(`\.tmp-[A-Z0-9]+|#[0-9]+`).ReplaceAllString(path, ".tmp")
+	path = regexp.MustCompile(`(\.tmp-)[A-Z0-9]+|(#|new-)[0-9]+`).ReplaceAllString(path, "$1$2"+random)
 	return step.Call + " " + path
 }
 

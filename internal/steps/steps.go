@@ -21,7 +21,8 @@ const (
 // standard output.
 type Fault struct {
 	Within []string
-	At     int // 1 is the first step; 0 none, to count them
+	At     int    // 1 is the first step; 0 none, to count them
+	Prefix string // or the first step whose String begins so
 	Do     string
 	Errno  int
 	Report string   // file for the Result
@@ -38,7 +39,7 @@ func (s Step) String() string { return s.Call + " " + s.Path }
 // A Result says what the program did.
 type Result struct {
 	Steps []Step // up to the end
-	Hit   bool   // the step At was reached
+	Hit   int    // the step that was broken; 0: it was not reached
 	Code  int    // exit status; 128+n where a signal ended it
 }
 

@@ -154,12 +154,13 @@ func (w *watcher) atCall(tid int) {
 	if !w.f.counts(path) {
 		return
 	}
-	w.r.Steps = append(w.r.Steps, Step{c.name, path})
+	step := Step{c.name, path}
+	w.r.Steps = append(w.r.Steps, step)
 	switch n := len(w.r.Steps); {
-	case n == w.f.At:
-		w.r.Hit = true
+	case w.r.Hit == 0 && (n == w.f.At || w.f.Prefix != "" && strings.HasPrefix(step.String(), w.f.Prefix)):
+		w.r.Hit = n
 		w.fault(tid, c)
-	case w.r.Hit && w.f.Do == Stay && c.full && path != stdout:
+	case w.r.Hit > 0 && w.f.Do == Stay && c.full && path != stdout:
 		w.fail(tid)
 	}
 }
