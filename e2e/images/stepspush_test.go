@@ -73,7 +73,7 @@ func TestBrokenPush(t *testing.T) {
 		}.run(t)
 	})
 	t.Run("repeat", func(t *testing.T) {
-		ordeal{site: s, wants: wants, args: push("web:2"),
+		ordeal{site: s, wants: wants, brief: true, args: push("web:2"),
 			whole: func(s site) error { return s.has("web:1", "web:2") },
 			done:  func(s site) error { return s.is(now) },
 		}.run(t)
