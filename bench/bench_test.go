@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -200,6 +202,34 @@ func TestMarkdown(t *testing.T) {
 	}
 	if n := r.failed(); n != 0 {
 		t.Errorf("%d goals are missed: %s", n, r.goals().text())
+	}
+}
+
+func TestOnlyOneRunMeasures(t *testing.T) {
+	cache := filepath.Join(t.TempDir(), "bench")
+	lock, err := alone(cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := filepath.Join(cache, "run-1")
+	if err := os.Mkdir(left, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := alone(cache); err == nil {
+		t.Error("two runs measure at once")
+	}
+	if _, err := os.Stat(left); err != nil {
+		t.Errorf("the files of a run that goes on: %v", err)
+	}
+	if err := lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if lock, err = alone(cache); err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if _, err := os.Stat(left); err == nil {
+		t.Error("what a killed run left is still there")
 	}
 }
 

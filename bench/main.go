@@ -64,6 +64,11 @@ func run(ctx context.Context, args []string) error {
 	if os.Geteuid() != 0 {
 		return errors.New("owners of files and namespaces need root")
 	}
+	lock, err := alone(o.cache)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	if _, err := buildTrees(ctx, o.cache); err != nil {
 		return err
 	}
@@ -71,6 +76,28 @@ func run(ctx context.Context, args []string) error {
 		fmt.Fprintln(os.Stderr, "bench: goes on without desync:", err)
 	}
 	return enter(ctx, args)
+}
+
+// alone takes the cache for this run, and removes what one that was killed left.
+func alone(cache string) (*os.File, error) {
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return nil, err
+	}
+	lock, err := os.OpenFile(filepath.Join(cache, "lock"), os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: another run is measuring: %w", cache, err), lock.Close())
+	}
+	left, err := filepath.Glob(filepath.Join(cache, "run-*"))
+	for _, dir := range left {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return lock, nil
 }
 
 func parse(args []string) (options, error) {
