@@ -37,7 +37,6 @@ type Overlay struct {
 func NewOverlay(files []OverlayFile) (*Overlay, error) {
 	o := &Overlay{Manifest: &manifest.Manifest{}, Data: map[digest.ID][]byte{}}
 	empty := &manifest.Manifest{Entries: []entry.Entry{{Path: ".", Type: entry.Dir, Mode: 0o755}}}
-	cutter := chunk.New()
 	var total int64
 	for _, f := range files {
 		e := entry.Entry{Path: f.Path[1:], Type: entry.File, Mode: f.Mode, UID: f.UID, GID: f.GID, ModTime: f.ModTime, Size: int64(len(f.Content)), Target: f.Target}
@@ -47,14 +46,12 @@ func NewOverlay(files []OverlayFile) (*Overlay, error) {
 		if total += e.Size; total > maxOverlay {
 			return nil, fmt.Errorf("overlay: %q brings it over %d bytes: put large files into the image", f.Path, maxOverlay)
 		}
-		err := cutter.Split(bytes.NewReader(f.Content), func(data []byte) error {
-			id := digest.Of(data)
-			e.Chunks = append(e.Chunks, entry.Chunk{ID: id, Size: uint32(len(data))})
-			o.Data[id] = bytes.Clone(data)
-			return nil
-		})
-		if err != nil {
-			return nil, fmt.Errorf("overlay: %q: %w", f.Path, err)
+		for data := f.Content; len(data) > 0; {
+			n := chunk.Cut(data)
+			id := digest.Of(data[:n])
+			e.Chunks = append(e.Chunks, entry.Chunk{ID: id, Size: uint32(n)})
+			o.Data[id] = bytes.Clone(data[:n])
+			data = data[n:]
 		}
 		o.Manifest.Entries = append(o.Manifest.Entries, e)
 	}

@@ -2,14 +2,7 @@
 // so that an insertion moves only the chunks around it.
 package chunk
 
-import (
-	"errors"
-	"fmt"
-	"io"
-
-	cdc "github.com/PlakarKorp/go-cdc-chunkers"
-	_ "github.com/PlakarKorp/go-cdc-chunkers/chunkers/fastcdc" // registers "fastcdc"
-)
+import "github.com/PlakarKorp/go-cdc-chunkers/chunkers/fastcdc"
 
 // Params say where content is cut. Two stores hold the same chunks for the
 // same file only when their Params are equal, which is why they are recorded
@@ -31,55 +24,38 @@ func Default() Params {
 	return Params{Algorithm: Algorithm, Min: 16 << 10, Avg: 64 << 10, Max: 256 << 10}
 }
 
-// Chunker splits one stream after another, reusing its buffer. It is not safe
-// for concurrent use.
-type Chunker struct {
-	params Params
-	cdc    *cdc.Chunker
-	r      one
-}
+// The masks of the library's "fastcdc": 13 bits up to Avg, 11 beyond it.
+const (
+	maskSmall = 0x0003590703530000
+	maskLarge = 0x0000d90003530000
+)
 
-// New returns a Chunker with the default parameters.
-func New() *Chunker {
-	c := &Chunker{params: Default()}
-	inner, err := cdc.NewChunker(c.params.Algorithm, &c.r, &cdc.ChunkerOpts{
-		MinSize: c.params.Min, NormalSize: c.params.Avg, MaxSize: c.params.Max,
-	})
-	if err != nil { // constants that the tests cover
-		panic(fmt.Sprintf("BUG: chunker: %v", err))
+// Cut returns how long the first chunk of data is: Max bytes at most and more
+// than Min, unless data has no more. data holds Max bytes or more, or all that
+// is left of the content. Nothing is cut of nothing.
+func Cut(data []byte) int {
+	p := Default()
+	if len(data) <= p.Min {
+		return len(data)
 	}
-	c.cdc = inner
-	return c
+	data = data[:min(len(data), p.Max)]
+	mid := min(p.Avg, len(data))
+	fp, n := scan(data[p.Min:mid], 0, maskSmall)
+	if n += p.Min; n < mid {
+		return n
+	}
+	_, n = scan(data[mid:], fp, maskLarge)
+	return mid + n
 }
 
-// Params returns where c cuts.
-func (c *Chunker) Params() Params { return c.params }
-
-// Split reads r to its end and calls fn with one chunk after another, each
-// Max bytes at most and, but for the last, more than Min. An empty stream has
-// no chunk. data is valid only until fn returns. Errors of r and fn come back
-// as they are.
-func (c *Chunker) Split(r io.Reader, fn func(data []byte) error) error {
-	c.r.src = r
-	defer func() { c.r.src = nil }()
-	c.cdc.Reset(&c.r)
-	for {
-		data, err := c.cdc.Next()
-		if err != nil && !errors.Is(err, io.EOF) {
-			return err
-		}
-		if len(data) > 0 {
-			if ferr := fn(data); ferr != nil {
-				return ferr
-			}
-		}
-		if err != nil {
-			return nil
+// scan returns where the gear hash of data, which goes on from fp, is zero
+// under the mask.
+func scan(data []byte, fp, mask uint64) (uint64, int) {
+	for i, b := range data {
+		fp = fp<<1 + fastcdc.G[b]
+		if fp&mask == 0 {
+			return fp, i
 		}
 	}
+	return fp, len(data)
 }
-
-// one lets the library keep one reader while streams change.
-type one struct{ src io.Reader }
-
-func (o *one) Read(p []byte) (int, error) { return o.src.Read(p) }

@@ -7,11 +7,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
-	"reflect"
 	"slices"
 	"strings"
 	"testing"
-	"testing/iotest"
+
+	cdc "github.com/PlakarKorp/go-cdc-chunkers"
 )
 
 // noise returns n bytes that any language can make again: SHA-256 of the
@@ -25,17 +25,14 @@ func noise(seed uint64, n int) []byte {
 	return out[:n]
 }
 
-func cuts(t *testing.T, c *Chunker, r io.Reader) (sizes []int, all []byte) {
-	t.Helper()
-	err := c.Split(r, func(data []byte) error {
-		sizes = append(sizes, len(data))
-		all = append(all, data...)
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
+// cuts returns the chunks of data.
+func cuts(data []byte) (sizes []int) {
+	for len(data) > 0 {
+		n := Cut(data)
+		sizes = append(sizes, n)
+		data = data[n:]
 	}
-	return sizes, all
+	return sizes
 }
 
 // The vectors freeze the parameters: a store made by any version of ingot
@@ -58,12 +55,8 @@ func TestVectors(t *testing.T) {
 		{"zeros 1 MiB", make([]byte, 1<<20), []int{262144, 262144, 262144, 262144}, 4, "c9aca3eec3d1762e"},
 		{"text", text, []int{220000}, 1, "6f9c54d2d2ca96da"},
 	}
-	c := New()
 	for _, tt := range tests {
-		sizes, all := cuts(t, c, bytes.NewReader(tt.data))
-		if !bytes.Equal(all, tt.data) {
-			t.Errorf("%s: the chunks are not the content", tt.name)
-		}
+		sizes := cuts(tt.data)
 		h := sha256.New()
 		for i, n := range sizes {
 			h.Write(binary.LittleEndian.AppendUint32(nil, uint32(n)))
@@ -78,20 +71,36 @@ func TestVectors(t *testing.T) {
 	}
 }
 
-func TestReadsInPiecesCutTheSame(t *testing.T) {
-	data := noise(3, 1<<20)
-	c := New()
-	want, _ := cuts(t, c, bytes.NewReader(data))
-	for name, r := range map[string]io.Reader{
-		"halves":   iotest.HalfReader(bytes.NewReader(data)),
-		"data+EOF": iotest.DataErrReader(bytes.NewReader(data)),
-	} {
-		if got, _ := cuts(t, c, r); !reflect.DeepEqual(got, want) {
-			t.Errorf("%s: %v, want %v", name, got, want)
+// The library's own chunker, which FORMAT.md names, cuts the same.
+func TestCutsAsTheLibrary(t *testing.T) {
+	p := Default()
+	for _, n := range []int{0, 1, p.Min, p.Min + 1, p.Avg - 1, p.Avg, p.Avg + 1, p.Max - 1, p.Max, p.Max + 1, 8 << 20} {
+		for name, data := range map[string][]byte{"noise": noise(uint64(n), n), "zeros": make([]byte, n), "text": bytes.Repeat([]byte("0123456789\n"), n/11)} {
+			lib, err := cdc.NewChunker(Algorithm, bytes.NewReader(data), &cdc.ChunkerOpts{MinSize: p.Min, NormalSize: p.Avg, MaxSize: p.Max})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var want []int
+			for err == nil {
+				var b []byte
+				if b, err = lib.Next(); len(b) > 0 {
+					want = append(want, len(b))
+				}
+			}
+			if got := cuts(data); !errors.Is(err, io.EOF) || !slices.Equal(got, want) {
+				t.Errorf("%d bytes of %s: %v, the library %v (%v)", n, name, got, want, err)
+			}
 		}
 	}
-	if got, _ := cuts(t, New(), bytes.NewReader(data)); !reflect.DeepEqual(got, want) {
-		t.Errorf("a new chunker cuts %v, a used one %v", got, want)
+}
+
+// What comes after Max bytes does not matter: content may be cut as it is read.
+func TestLooksNoFurtherThanMax(t *testing.T) {
+	data := noise(3, 1<<20)
+	for most := Default().Max; len(data) > most; data = data[Cut(data):] {
+		if a, b := Cut(data), Cut(data[:most]); a != b {
+			t.Fatalf("%d bytes with all that follows, %d without", a, b)
+		}
 	}
 }
 
@@ -99,47 +108,24 @@ func TestAnInsertionIsLocal(t *testing.T) {
 	data := noise(5, 8<<20)
 	edited := append(append(bytes.Clone(data[:3<<20]), "inserted"...), data[3<<20:]...)
 	known := map[[32]byte]bool{}
-	c := New()
-	if err := c.Split(bytes.NewReader(data), func(b []byte) error { known[sha256.Sum256(b)] = true; return nil }); err != nil {
-		t.Fatal(err)
+	for d := data; len(d) > 0; d = d[Cut(d):] {
+		known[sha256.Sum256(d[:Cut(d)])] = true
 	}
 	fresh := 0
-	if err := c.Split(bytes.NewReader(edited), func(b []byte) error {
-		if !known[sha256.Sum256(b)] {
-			fresh += len(b)
+	for d := edited; len(d) > 0; d = d[Cut(d):] {
+		if n := Cut(d); !known[sha256.Sum256(d[:n])] {
+			fresh += n
 		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
 	}
 	if fresh == 0 || fresh > 256<<10 {
 		t.Errorf("8 inserted bytes make %d new ones", fresh)
 	}
 }
 
-func TestErrors(t *testing.T) {
-	c := New()
-	boom := errors.New("boom")
-	nop := func([]byte) error { return nil }
-	r := io.MultiReader(bytes.NewReader(noise(1, 300<<10)), iotest.ErrReader(boom))
-	if err := c.Split(r, nop); !errors.Is(err, boom) {
-		t.Errorf("reading: %v", err)
-	}
-	if err := c.Split(bytes.NewReader(noise(1, 1<<20)), func([]byte) error { return boom }); !errors.Is(err, boom) {
-		t.Errorf("callback: %v", err)
-	}
-	if sizes, _ := cuts(t, c, strings.NewReader("still works")); len(sizes) != 1 {
-		t.Errorf("after errors: %v", sizes)
-	}
-}
-
-func BenchmarkSplit(b *testing.B) {
+func BenchmarkCut(b *testing.B) {
 	data := noise(1, 16<<20)
-	c := New()
 	b.SetBytes(int64(len(data)))
 	for b.Loop() {
-		if err := c.Split(bytes.NewReader(data), func([]byte) error { return nil }); err != nil {
-			b.Fatal(err)
-		}
+		cuts(data)
 	}
 }

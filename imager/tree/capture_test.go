@@ -1,7 +1,6 @@
 package tree
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -156,16 +155,5 @@ func TestReadAheadIsBounded(t *testing.T) {
 	b.close()
 	if err := <-got; !errors.Is(err, context.Canceled) {
 		t.Errorf("closed: %v", err)
-	}
-}
-
-func TestPoolKeepsItsBuffers(t *testing.T) {
-	var p pool
-	for _, n := range []int{1, 2, 3, 4096, 4097, 256 << 10} {
-		b := append(p.get(n), bytes.Repeat([]byte("x"), n)...)
-		if len(b) != n || cap(b) >= 2*n && n > 1 {
-			t.Errorf("%d bytes in a buffer of %d", n, cap(b))
-		}
-		p.put(b)
 	}
 }

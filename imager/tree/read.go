@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/bits"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,47 +20,135 @@ const retries = 1
 
 // reader reads files, one after another.
 type reader struct {
-	c       *capture
-	chunker *chunk.Chunker
+	c   *capture
+	own bool // nobody wants the slabs: one is enough
+	j   *job
+	s   *slab
+	// s.buf[start:end] is read and not cut yet; what comes before is in chunks.
+	start, end int
 }
 
-// file reads one file, or finds it in the cache, and closes j.pieces.
-func (r *reader) file(ctx context.Context, j *job) error {
-	defer close(j.pieces)
-	c := r.c
-	e := &c.entries[j.n]
-	send := func(p piece) error {
-		select {
-		case j.pieces <- p:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	if c.o.Cache != nil {
-		if holes, chunks, ok := c.o.Cache.Lookup(e.Path, c.states[j.n]); ok {
-			e.Holes, e.Chunks, j.cached = holes, chunks, true
-			r.captured(j.n)
-			if c.o.Sink == nil {
-				return nil
-			}
-			for _, k := range chunks {
-				if err := send(piece{id: k.ID}); err != nil {
-					return err
-				}
-			}
-			return nil
-		}
-	}
-	return r.retrying(ctx, j.n, func(id digest.ID, data []byte) error {
-		if c.o.Sink == nil {
-			return nil
-		}
-		if err := c.budget.acquire(ctx, j.seq, len(data)); err != nil {
+// job reads the files of j, or finds them in the cache, and closes j.slabs.
+func (r *reader) job(ctx context.Context, j *job) error {
+	defer close(j.slabs)
+	r.j = j
+	for _, n := range j.files {
+		if err := r.file(ctx, n); err != nil {
 			return err
 		}
-		return send(piece{id: id, data: append(c.pool.get(len(data)), data...)})
+	}
+	return r.ship(ctx)
+}
+
+func (r *reader) file(ctx context.Context, n int) error {
+	c := r.c
+	e := &c.entries[n]
+	if c.o.Cache != nil {
+		if holes, chunks, ok := c.o.Cache.Lookup(e.Path, c.states[n]); ok {
+			e.Holes, e.Chunks = holes, chunks
+			r.j.cached++
+			r.captured(n)
+			for _, k := range chunks {
+				r.note(piece{id: k.ID, entry: n})
+			}
+			return nil
+		}
+	}
+	return r.retrying(ctx, n, func(id digest.ID, data []byte) error {
+		r.note(piece{id: id, entry: n, data: data})
+		return nil
 	})
+}
+
+// note adds a piece to the slab.
+func (r *reader) note(p piece) {
+	if r.own {
+		return
+	}
+	if r.s == nil {
+		r.s, r.start, r.end = &slab{}, 0, 0
+	}
+	r.s.pieces = append(r.s.pieces, p)
+}
+
+// ship gives the slab to the sink.
+func (r *reader) ship(ctx context.Context) error {
+	s := r.s
+	if r.own || s == nil {
+		return nil
+	}
+	r.s = nil
+	select {
+	case r.j.slabs <- s:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// room makes sure that n bytes more can be read behind those that are not cut yet.
+func (r *reader) room(ctx context.Context, n int) error {
+	var tail []byte
+	if r.s != nil && r.s.buf != nil {
+		if len(r.s.buf)-r.end >= n {
+			return nil
+		}
+		tail = r.s.buf[r.start:r.end]
+	}
+	s, err := r.another(ctx)
+	if err != nil {
+		return err
+	}
+	r.s, r.start, r.end = s, 0, copy(s.buf, tail)
+	return nil
+}
+
+// another returns a slab to go on with, and ships the one before.
+func (r *reader) another(ctx context.Context) (*slab, error) {
+	if r.own {
+		if r.s == nil {
+			return &slab{buf: make([]byte, slabBytes)}, nil
+		}
+		return r.s, nil // what was cut has been used
+	}
+	s, err := r.c.slab(ctx, r.j.seq)
+	if err != nil {
+		return nil, err
+	}
+	if r.s != nil && r.s.buf == nil { // it has pieces, all from the cache
+		s.pieces = append(s.pieces, r.s.pieces...)
+		return s, nil
+	}
+	return s, r.ship(ctx)
+}
+
+// split reads x to its end and calls emit for each chunk. data stays as it is
+// as long as the slab.
+func (r *reader) split(ctx context.Context, x *extents, emit func(data []byte) error) error {
+	r.start = r.end // what a failed attempt left
+	most := chunk.Default().Max
+	for {
+		for have := r.end - r.start; have < most && len(x.left) > 0; have = r.end - r.start {
+			n := int(min(int64(most-have), x.rest()))
+			if err := r.room(ctx, n); err != nil {
+				return err
+			}
+			got, err := x.Read(r.s.buf[r.end : r.end+n])
+			if err != nil {
+				return err
+			}
+			r.end += got
+		}
+		if r.start == r.end {
+			return nil
+		}
+		n := chunk.Cut(r.s.buf[r.start:r.end])
+		data := r.s.buf[r.start : r.start+n : r.start+n]
+		r.start += n
+		if err := emit(data); err != nil {
+			return err
+		}
+	}
 }
 
 func (r *reader) captured(n int) {
@@ -150,7 +236,7 @@ func (r *reader) once(ctx context.Context, n int, anyhow bool, emit func(digest.
 		return 0, fmt.Errorf("find holes: %w", err)
 	}
 	read := int64(0)
-	err = r.chunker.Split(&extents{ctx: ctx, fd: fd, left: e.Data(), pad: anyhow}, func(data []byte) error {
+	err = r.split(ctx, &extents{ctx: ctx, fd: fd, left: e.Data(), pad: anyhow}, func(data []byte) error {
 		id := digest.Of(data)
 		read += int64(len(data))
 		e.Chunks = append(e.Chunks, entry.Chunk{ID: id, Size: uint32(len(data))})
@@ -210,6 +296,15 @@ type extents struct {
 	pad  bool // zeros for what is not there any more
 }
 
+// rest is how many bytes are left.
+func (x *extents) rest() int64 {
+	n := int64(0)
+	for _, d := range x.left {
+		n += d.Len
+	}
+	return n
+}
+
 func (x *extents) Read(p []byte) (int, error) {
 	if len(x.left) == 0 {
 		return 0, io.EOF
@@ -235,73 +330,4 @@ func (x *extents) Read(p []byte) (int, error) {
 		x.left = x.left[1:]
 	}
 	return n, nil
-}
-
-// budget bounds the bytes that are read ahead. The file whose turn it is may
-// always go on, or else files that come later could keep it waiting for ever.
-type budget struct {
-	mu     sync.Mutex
-	freed  *sync.Cond
-	used   int
-	limit  int
-	turn   int
-	closed bool
-}
-
-func newBudget(limit int) *budget {
-	b := &budget{limit: limit}
-	b.freed = sync.NewCond(&b.mu)
-	return b
-}
-
-func (b *budget) acquire(ctx context.Context, seq, n int) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for b.used+n > b.limit && seq > b.turn && !b.closed {
-		b.freed.Wait()
-	}
-	if b.closed {
-		return ctx.Err()
-	}
-	b.used += n
-	return nil
-}
-
-func (b *budget) release(n int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.used -= n
-	b.freed.Broadcast()
-}
-
-// advance says whose turn it is.
-func (b *budget) advance(seq int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.turn = seq
-	b.freed.Broadcast()
-}
-
-func (b *budget) close() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.closed = true
-	b.freed.Broadcast()
-}
-
-// pool keeps buffers by the power of two that they hold.
-type pool [32]sync.Pool
-
-func (p *pool) get(n int) []byte {
-	class := bits.Len(uint(n - 1))
-	if b, ok := p[class].Get().(*[]byte); ok {
-		return (*b)[:0]
-	}
-	return make([]byte, 0, 1<<class)
-}
-
-func (p *pool) put(b []byte) {
-	if class := bits.Len(uint(cap(b) - 1)); cap(b) == 1<<class {
-		p[class].Put(&b)
-	}
 }

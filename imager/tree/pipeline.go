@@ -1,0 +1,315 @@
+package tree
+
+import (
+	"context"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"ingot/internal/digest"
+)
+
+const (
+	// budgetBytes is what is read ahead of the sink at most.
+	budgetBytes = 16 << 20
+	// slabBytes is what is read into one buffer: several small files, or a
+	// part of a large one.
+	slabBytes = 1 << 20
+	// batchBytes is how much is asked of the sink in one question.
+	batchBytes = 4 << 20
+	batchMost  = 4096 // chunks in one question
+	jobFiles   = 128  // files that are read as one job at most
+)
+
+// job is some files one after another, which are read as one: a hand-over
+// for each small file would cost more than reading it. Its slabs come in
+// order, and the channel is closed when entries and states are final.
+type job struct {
+	seq    int
+	files  []int // numbers of entries
+	slabs  chan *slab
+	cached int // files known from the cache
+}
+
+// slab is content that was read, in pieces.
+type slab struct {
+	buf    []byte // nil where all pieces are known from the cache
+	pieces []piece
+}
+
+// piece is a chunk on its way to the sink; without data when it is known
+// from the cache.
+type piece struct {
+	id    digest.ID
+	entry int
+	data  []byte // a part of the slab
+}
+
+// contents reads the files and gives their chunks to the sink.
+func (c *capture) contents(ctx context.Context, files []int) error {
+	workers := c.o.Parallel
+	if workers <= 0 {
+		workers = 2 * runtime.GOMAXPROCS(0)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	c.budget = newBudget(budgetBytes)
+	stop := context.AfterFunc(ctx, c.budget.close)
+	defer stop()
+	work, order := make(chan *job, 2*workers), make(chan *job, 2*workers)
+	g.Go(func() error {
+		defer close(work)
+		defer close(order)
+		for seq := 0; len(files) > 0; seq++ {
+			n := c.some(files)
+			j := &job{seq: seq, files: files[:n], slabs: make(chan *slab, 2)}
+			files = files[n:]
+			for _, ch := range []chan *job{order, work} {
+				select {
+				case ch <- j:
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+		}
+		return nil
+	})
+	for range workers {
+		g.Go(func() error {
+			r := &reader{c: c, own: c.o.Sink == nil}
+			for j := range work {
+				if err := r.job(ctx, j); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	g.Go(func() error { return c.drain(ctx, order) })
+	return g.Wait()
+}
+
+// some returns how many of the files are worth a job: what fills a slab.
+func (c *capture) some(files []int) int {
+	bytes := int64(0)
+	for i, n := range files[:min(len(files), jobFiles)] {
+		if bytes += c.entries[n].Size; bytes > slabBytes {
+			return max(i, 1)
+		}
+	}
+	return min(len(files), jobFiles)
+}
+
+// slab returns an empty one, when the budget allows it.
+func (c *capture) slab(ctx context.Context, seq int) (*slab, error) {
+	if err := c.budget.acquire(ctx, seq, slabBytes); err != nil {
+		return nil, err
+	}
+	if s, ok := c.slabs.Get().(*slab); ok {
+		return s, nil
+	}
+	return &slab{buf: make([]byte, slabBytes)}, nil
+}
+
+func (c *capture) release(s *slab) {
+	if s.buf != nil {
+		c.budget.release(slabBytes)
+		clear(s.pieces)
+		s.pieces = s.pieces[:0]
+		c.slabs.Put(s)
+	}
+}
+
+// drain gives pieces to the sink, job by job.
+func (c *capture) drain(ctx context.Context, order <-chan *job) error {
+	b := &batch{c: c, asked: map[digest.ID]struct{}{}}
+	var bytes, files int64
+	for j := range order {
+		c.budget.advance(j.seq)
+		for open := true; open; {
+			select {
+			case s, ok := <-j.slabs:
+				if open = ok; !ok {
+					break
+				}
+				if err := b.add(ctx, s); err != nil {
+					return err
+				}
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		files += int64(len(j.files))
+		for _, n := range j.files {
+			for _, k := range c.entries[n].Chunks {
+				bytes += int64(k.Size)
+			}
+		}
+		c.stats.Cached += j.cached
+		if c.o.Progress != nil {
+			c.o.Progress(bytes, files)
+		}
+	}
+	return b.flush(ctx)
+}
+
+// batch gathers slabs until it is worth to ask the sink.
+type batch struct {
+	c      *capture
+	slabs  []*slab
+	pieces int
+	bytes  int
+	asked  map[digest.ID]struct{} // the sink has these, or is about to get them
+	reader *reader                // for files of the cache that have to be read after all
+}
+
+func (b *batch) add(ctx context.Context, s *slab) error {
+	b.slabs = append(b.slabs, s)
+	b.pieces += len(s.pieces)
+	b.bytes += len(s.buf)
+	if b.bytes < batchBytes && b.pieces < batchMost {
+		return nil
+	}
+	return b.flush(ctx)
+}
+
+func (b *batch) flush(ctx context.Context) error {
+	if len(b.slabs) == 0 {
+		return nil
+	}
+	ids := make([]digest.ID, 0, b.pieces)
+	for _, s := range b.slabs {
+		for i := range s.pieces {
+			id := s.pieces[i].id
+			if _, ok := b.asked[id]; !ok {
+				b.asked[id] = struct{}{}
+				ids = append(ids, id)
+			}
+		}
+	}
+	if err := b.ask(ctx, ids); err != nil {
+		return err
+	}
+	for _, s := range b.slabs {
+		b.c.release(s)
+	}
+	clear(b.slabs)
+	b.slabs, b.pieces, b.bytes = b.slabs[:0], 0, 0
+	return nil
+}
+
+// ask gives to the sink those of ids that it misses.
+func (b *batch) ask(ctx context.Context, ids []digest.ID) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	missing, err := b.c.o.Sink.Missing(ctx, ids)
+	if err != nil {
+		return err
+	}
+	b.c.stats.Chunks += len(ids)
+	need := make(map[digest.ID]struct{}, len(missing))
+	for _, id := range missing {
+		need[id] = struct{}{}
+	}
+	for _, s := range b.slabs {
+		for i := range s.pieces {
+			if len(need) == 0 {
+				return nil
+			}
+			if _, ok := need[s.pieces[i].id]; !ok {
+				continue
+			}
+			if err := b.put(ctx, s.pieces[i], need); err != nil {
+				return err
+			}
+		}
+	}
+	for id := range need {
+		delete(b.asked, id) // its file has changed: nobody has put it
+	}
+	return nil
+}
+
+// put gives a piece to the sink, or, where only its name is known, all that
+// is needed of its file.
+func (b *batch) put(ctx context.Context, p piece, need map[digest.ID]struct{}) error {
+	send := func(id digest.ID, data []byte) error {
+		delete(need, id)
+		b.c.stats.New++
+		b.c.stats.NewBytes += int64(len(data))
+		return b.c.o.Sink.Put(ctx, id, data)
+	}
+	if p.data != nil {
+		return send(p.id, p.data)
+	}
+	if b.reader == nil {
+		b.reader = &reader{c: b.c, own: true}
+	}
+	return b.reader.retrying(ctx, p.entry, func(id digest.ID, data []byte) error {
+		if _, ok := need[id]; ok {
+			return send(id, data)
+		}
+		if _, ok := b.asked[id]; ok {
+			return nil
+		}
+		// The cache was wrong about this file: nobody has asked for this chunk.
+		b.asked[id] = struct{}{}
+		if miss, err := b.c.o.Sink.Missing(ctx, []digest.ID{id}); err != nil || len(miss) == 0 {
+			return err
+		}
+		return send(id, data)
+	})
+}
+
+// budget bounds the bytes that are read ahead. The file whose turn it is may
+// always go on, or else files that come later could keep it waiting for ever.
+type budget struct {
+	mu     sync.Mutex
+	freed  *sync.Cond
+	used   int
+	limit  int
+	turn   int
+	closed bool
+}
+
+func newBudget(limit int) *budget {
+	b := &budget{limit: limit}
+	b.freed = sync.NewCond(&b.mu)
+	return b
+}
+
+func (b *budget) acquire(ctx context.Context, seq, n int) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for b.used+n > b.limit && seq > b.turn && !b.closed {
+		b.freed.Wait()
+	}
+	if b.closed {
+		return ctx.Err()
+	}
+	b.used += n
+	return nil
+}
+
+func (b *budget) release(n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.used -= n
+	b.freed.Broadcast()
+}
+
+// advance says whose turn it is.
+func (b *budget) advance(seq int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.turn = seq
+	b.freed.Broadcast()
+}
+
+func (b *budget) close() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
+	b.freed.Broadcast()
+}

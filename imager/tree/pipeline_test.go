@@ -1,0 +1,87 @@
+package tree
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"ingot/imager/chunk"
+	"ingot/internal/digest"
+)
+
+// heapSink keeps the chunks' names in order, and the most that was on the heap.
+type heapSink struct {
+	ids  []digest.ID
+	puts int
+	heap uint64
+}
+
+func (s *heapSink) Missing(_ context.Context, ids []digest.ID) ([]digest.ID, error) {
+	runtime.GC() // what is still in use
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	s.heap = max(s.heap, m.HeapAlloc)
+	return ids, nil
+}
+
+func (s *heapSink) Put(_ context.Context, id digest.ID, data []byte) error {
+	if digest.Of(data) != id {
+		return fmt.Errorf("chunk %d is not what its name says", s.puts)
+	}
+	s.ids = append(s.ids, id)
+	s.puts++
+	return nil
+}
+
+// Files that together are read as one, files that fill a slab to its last
+// byte, and files that are larger: all come in order, each cut as it is alone,
+// and no more is held than the budget allows.
+func TestSlabs(t *testing.T) {
+	dir := t.TempDir()
+	rnd := rand.NewChaCha8([32]byte{1})
+	sizes := []int{slabBytes, slabBytes - 1, 1, 0, slabBytes + 1, 64 << 20, 300 << 10, 300 << 10, 300 << 10, 300 << 10, 7}
+	for i := range 600 {
+		sizes = append(sizes, i*37%20000)
+	}
+	for range 40 {
+		sizes = append(sizes, 1<<20)
+	}
+	max := chunk.Default().Max
+	var want []digest.ID
+	for i, n := range sizes {
+		data := make([]byte, n)
+		rnd.Read(data)
+		must(t, os.WriteFile(filepath.Join(dir, fmt.Sprintf("%04d", i)), data, 0600))
+		for len(data) > 0 {
+			n := chunk.Cut(data[:min(len(data), max)])
+			want = append(want, digest.Of(data[:n]))
+			data = data[n:]
+		}
+	}
+	time.Sleep(2 * tick) // files that have just changed are captured twice
+	runtime.GC()
+	var before runtime.MemStats
+	runtime.ReadMemStats(&before)
+	sink := &heapSink{}
+	m, stats, err := Capture(t.Context(), dir, CaptureOptions{Sink: sink, Parallel: 8})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(sink.ids, want) {
+		t.Errorf("%d chunks came, %d wanted, or in another order", len(sink.ids), len(want))
+	}
+	if stats.Bytes != m.TotalSize() || stats.NewBytes != stats.Bytes {
+		t.Errorf("%d bytes new of %d of %d", stats.NewBytes, stats.Bytes, m.TotalSize())
+	}
+	// The budget, what the file whose turn it is may take beyond it, and the
+	// entries.
+	if used := int64(sink.heap) - int64(before.HeapAlloc); used > budgetBytes+8*slabBytes {
+		t.Errorf("%d bytes on the heap", used)
+	}
+}
