@@ -8,6 +8,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -34,7 +35,7 @@ func ReadAt(dirfd int, name string) (Entry, Stat, error) {
 			return Entry{}, Stat{}, fmt.Errorf("read link %q: %w", name, err)
 		}
 	}
-	if e.Xattrs, err = xattrsAt(procPath(dirfd, name)); err != nil {
+	if e.Xattrs, err = xattrsAt(dirfd, name); err != nil {
 		return Entry{}, Stat{}, fmt.Errorf("read xattrs of %q: %w", name, err)
 	}
 	return e, StatOf(&st), nil
@@ -134,12 +135,31 @@ func procPath(dirfd int, name string) string {
 	return "/proc/self/fd/" + strconv.Itoa(dirfd) + "/" + name
 }
 
-func xattrsAt(path string) ([]Xattr, error) {
-	names, err := listXattrs(func(b []byte) (int, error) { return unix.Llistxattr(path, b) })
+func xattrsAt(dirfd int, name string) ([]Xattr, error) {
+	names, err := listXattrs(func(b []byte) (int, error) { return listXattrAt(dirfd, name, b) })
 	if err != nil || len(names) == 0 {
 		return nil, err
 	}
+	path := procPath(dirfd, name)
 	return readXattrs(names, func(name string, b []byte) (int, error) { return unix.Lgetxattr(path, name, b) })
+}
+
+// listXattrAt is listxattrat(2) of Linux 6.13, which spares most entries, as
+// they have no attributes, the way through /proc; older kernels take that way.
+func listXattrAt(dirfd int, name string, b []byte) (int, error) {
+	p, err := unix.BytePtrFromString(name)
+	if err != nil {
+		return 0, err
+	}
+	n, _, errno := unix.Syscall6(unix.SYS_LISTXATTRAT, uintptr(dirfd), uintptr(unsafe.Pointer(p)), unix.AT_SYMLINK_NOFOLLOW,
+		uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0)
+	switch errno {
+	case 0:
+		return int(n), nil
+	case unix.ENOSYS, unix.EPERM: // a seccomp filter says EPERM of what it does not know
+		return unix.Llistxattr(procPath(dirfd, name), b)
+	}
+	return 0, errno
 }
 
 // listXattrs returns the sorted names of the attributes that trees hold.
