@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -321,6 +322,24 @@ func flip(t *testing.T, path string, at int) {
 	ok(t, os.WriteFile(path, b, 0o600))
 }
 
+// Attributes are not listed where the ctime says that they are as they were;
+// when it says otherwise they are.
+func TestMetadataOfWhatDidNotChange(t *testing.T) {
+	w := usual(t)
+	n := w.node()
+	n.Now = func() time.Time { return time.Now().Add(time.Hour) }
+	w.push(n)
+	if _, meta := cached(t, n, 2); meta == 0 {
+		t.Fatal("the metadata of nothing is trusted")
+	}
+	ok(t, unix.Setxattr(w.at("etc/passwd"), "user.new", []byte("x"), 0))
+	p, err := n.Plan(bg(), w.goal())
+	ok(t, err)
+	if len(p.Conflicts) != 1 || p.Conflicts[0].Path != "etc/passwd" || p.Conflicts[0].Kind != LocalMeta {
+		t.Errorf("conflicts %v, want the attribute", p.Conflicts)
+	}
+}
+
 func TestMount(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can mount")
@@ -337,6 +356,13 @@ func TestMount(t *testing.T) {
 	ok(t, n.Record(bg(), Generation{}, w.mold, nil, nil))
 	p, err := n.Plan(bg(), w.goal())
 	ok(t, err)
+	for _, within := range []string{"etc/app", "etc/app/passwd"} {
+		goal := w.goal()
+		goal.Manifest, goal.Within = w.mold, within
+		if _, err := n.Plan(bg(), goal); err == nil || !strings.Contains(err.Error(), "mount point") {
+			t.Errorf("a part on another file system: %v", err)
+		}
+	}
 	if !holdsNote(p.Notes, `"etc/app": a mount point`) || len(p.Conflicts) != 0 {
 		t.Errorf("notes %v, conflicts %v", p.Notes, p.Conflicts)
 	}

@@ -65,6 +65,9 @@ func (n *Node) Plan(ctx context.Context, t Target) (*Plan, error) {
 	if err != nil {
 		return nil, fmt.Errorf("plan: %w", err)
 	}
+	if err := r.part.reached(l); err != nil {
+		return nil, fmt.Errorf("plan: %w", err)
+	}
 	known := g.covers()
 	s.base = adopt(l, s.base, s.target, known)
 	p := compare(s.base, l, s.target, r)
@@ -73,8 +76,11 @@ func (n *Node) Plan(ctx context.Context, t Target) (*Plan, error) {
 	p.Generation = Generation{Image: t.Image, ImageID: t.ImageID, Overlay: t.Overlay, Mode: t.Mode,
 		Within: Path(t.Within), Exact: t.Exact, Covers: known.with(top),
 		By: t.By, Result: "switched", Derived: g.Derived, Kept: kept, Owned: t.NodeOwned.Strings()}
-	if t.Within == "" {
+	switch {
+	case t.Within == "":
 		p.target = t.Manifest
+	case r.left(t.Within) != "":
+		p.Notes = append(p.Notes, Note{t.Within, fmt.Sprintf("is %s: left alone", r.left(t.Within))})
 	}
 	return p, n.finish(ctx, p, l, s)
 }

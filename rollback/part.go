@@ -115,6 +115,20 @@ func (p *part) above(path string) bool {
 	return path == "." && p.top != "." || under(p.top, path)
 }
 
+// reached refuses a part that is on another file system, which a switch cannot
+// reach. It accepts no part.
+func (p *part) reached(l *live) error {
+	if p == nil {
+		return nil
+	}
+	for up := p.within; up != ""; up = parentOf(up) {
+		if it := l.get(up); it != nil && it.alone == Mount {
+			return fmt.Errorf("%q: %q is a mount point, and what is on another file system has generations of its own: name it as the directory to push to", p.within, up)
+		}
+	}
+	return nil
+}
+
 // asLeft returns the tree as it was when generation num was left. What the
 // record of num does not speak of was not touched until a later generation
 // took it in: there it is as that one found it.

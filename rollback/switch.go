@@ -76,7 +76,7 @@ func (n *Node) begin(ctx context.Context, p *Plan) (*runner, Generation, error) 
 	}
 	r := &runner{n: n, ctimes: map[uint64]int64{}}
 	var err error
-	if r.j, err = n.prepare(p); err != nil {
+	if r.j, err = n.prepare(ctx, p); err != nil {
 		return nil, g, err
 	}
 	g.Number, g.From, g.When = r.j.to, r.j.from, n.now().UTC()
@@ -157,29 +157,29 @@ func (n *Node) commit() (undone bool, err error) {
 }
 
 // prepare looks at every path again and writes down both sides of every step.
-func (n *Node) prepare(p *Plan) (*journal, error) {
+func (n *Node) prepare(ctx context.Context, p *Plan) (*journal, error) {
 	st, err := n.openStage(in("stage", p.id))
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(st.fd)
 	j := &journal{from: p.Base, to: p.Base + 1, stage: p.id, used: p.used, ready: true}
-	j.steps = make([]jstep, 0, len(p.Steps))
-	for i := range p.Steps {
-		s := &p.Steps[i]
-		js := jstep{kind: s.Kind, slot: s.slot, path: s.Path}
-		if err := n.oldSide(s, &js); err != nil {
-			return nil, err
+	j.steps = make([]jstep, len(p.Steps))
+	err = n.spread(ctx, len(p.Steps), func(_ *localReader, i int) error {
+		s, js := &p.Steps[i], &j.steps[i]
+		*js = jstep{kind: s.Kind, slot: s.slot, path: s.Path}
+		if err := n.oldSide(s, js); err != nil {
+			return err
 		}
-		if err := st.newSide(s, &js); err != nil {
-			return nil, fmt.Errorf("staged %q: %w", s.Path, err)
+		if err := st.newSide(s, js); err != nil {
+			return fmt.Errorf("staged %q: %w", s.Path, err)
 		}
 		if s.keep {
 			js.new.ModTime = js.old.ModTime
 		}
-		j.steps = append(j.steps, js)
-	}
-	return j, nil
+		return nil
+	})
+	return j, err
 }
 
 // oldSide checks that the path is what the plan saw.

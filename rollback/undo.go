@@ -90,6 +90,10 @@ func (n *Node) gather(x *undoIndex, gen int, j *journal) {
 func (n *Node) choose(ctx context.Context, p *Plan, x *undoIndex) error {
 	p.links = map[int]undoFile{}
 	taken := map[uint64]bool{}
+	looked, err := n.lookFirst(ctx, p, x)
+	if err != nil {
+		return err
+	}
 	for i := range p.Steps {
 		s := &p.Steps[i]
 		if s.content == nil || s.Kind > Add || s.link != s.slot {
@@ -102,7 +106,10 @@ func (n *Node) choose(ctx context.Context, p *Plan, x *undoIndex) error {
 			if taken[u.stat.Ino] || u.stat.Ino == s.stat.Ino || u.stat.Nlink != uint64(len(x.byIno[u.stat.Ino])) {
 				continue // in use elsewhere: copied by chunks instead
 			}
-			err := n.intact(u.undoCopy, s.content)
+			err := looked[i].err
+			if looked[i].at != u.undoFile {
+				err = n.intact(u.undoCopy, s.content)
+			}
 			if err == nil {
 				taken[u.stat.Ino] = true
 				p.links[s.slot] = u.undoFile
@@ -116,6 +123,27 @@ func (n *Node) choose(ctx context.Context, p *Plan, x *undoIndex) error {
 		}
 	}
 	return nil
+}
+
+// verdict says what reading an undo copy found.
+type verdict struct {
+	at  undoFile
+	err error
+}
+
+// lookFirst reads the likeliest undo copy of each step, several at once.
+func (n *Node) lookFirst(ctx context.Context, p *Plan, x *undoIndex) ([]verdict, error) {
+	out := make([]verdict, len(p.Steps))
+	return out, n.spread(ctx, len(p.Steps), func(_ *localReader, i int) error {
+		s := &p.Steps[i]
+		if s.content == nil || s.Kind > Add || s.link != s.slot {
+			return nil
+		}
+		if c := x.candidates(s); len(c) > 0 {
+			out[i] = verdict{c[0].undoFile, n.intact(c[0].undoCopy, s.content)}
+		}
+		return nil
+	})
 }
 
 // candidate is an undo copy that may hold what is wanted; when it is sure to
