@@ -16,7 +16,7 @@
 //	generations/N/left        the tree as it was when N was left, where that differs
 //	generations/N/undo/S      what the switch that left N displaced, slot by slot
 //	generations/N/steps       the journal of that switch: which slot is which path
-//	stage/ID/                 a staged change: slots in undo/, records in next/ and left
+//	stage/ID/                 a staged change: slots in undo/, what they are to hold in slots, records in next/ and left
 //	journal                   a switch that is not finished
 //	statcache                 inode states that are known to hold the manifest's content
 //	lock                      flock; says who and since when
