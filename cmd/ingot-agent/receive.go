@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,10 +26,15 @@ import (
 	"ingot/rollback"
 )
 
+// memory is what the agent tries to stay under, in bytes: a node has its own
+// work to do. Manifests of very many entries take more.
+const memory = 48 << 20
+
 // receive serves one request of a controller. Once a switch has begun it is
 // finished whatever becomes of the connection: hanging up and closed pipes are
 // ignored, and the generation tells the next controller how it ended.
 func receive(c *cli.Context) error {
+	debug.SetMemoryLimit(memory)
 	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
 	in, out := pollable(os.Stdin), pollable(os.Stdout)
 	conn := wire.New(in, out)

@@ -72,7 +72,8 @@ func (c *capture) scan(ctx context.Context) (*flat, error) {
 	slices.Sort(s.sockets)
 	slices.Sort(s.mounts)
 	c.stats.Sockets, c.stats.Mounts = s.sockets, s.mounts
-	f := &flat{}
+	n := all.count()
+	f := &flat{entries: make([]entry.Entry, 0, n), states: make([]entry.Stat, 0, n), hollow: make([]bool, 0, n), hidden: make([]bool, 0, n)}
 	f.add(all)
 	return f, nil
 }
@@ -83,6 +84,15 @@ type flat struct {
 	states  []entry.Stat
 	hollow  []bool
 	hidden  []bool
+}
+
+// count returns the number of entries of d and what is in it.
+func (d *found) count() int {
+	n := 1
+	for i := range d.inside {
+		n += d.inside[i].count()
+	}
+	return n
 }
 
 func (f *flat) add(d *found) {

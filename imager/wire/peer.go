@@ -65,24 +65,31 @@ func (p Puller) Fetch(ctx context.Context, ids []digest.ID, fn func(id digest.ID
 	return nil
 }
 
-// Pusher is a sink of chunks at the other end. It is safe for concurrent use.
+// Pusher is a sink of chunks at the other end. It is safe for concurrent use:
+// several questions can be on their way at once.
 type Pusher struct {
 	c     *Conn
 	batch *Batch
 
 	mu   sync.Mutex
 	sent int64
+	last chan struct{} // closed when the answer to the last question has been read
 }
 
 // NewPusher returns a sink that sends over c.
 func NewPusher(c *Conn) *Pusher { return &Pusher{c: c, batch: c.NewBatch()} }
 
-// Missing asks which of ids the peer lacks.
+// Missing asks which of ids the peer lacks. Answers come in the order of the
+// questions: each call reads its own once those before have theirs.
 func (p *Pusher) Missing(_ context.Context, ids []digest.ID) ([]digest.ID, error) {
-	p.mu.Lock() // one question at a time: answers carry no number
-	defer p.mu.Unlock()
-	if err := p.c.SendIDs(KindHave, ids); err != nil {
+	read := make(chan struct{})
+	defer close(read)
+	before, err := p.ask(ids, read)
+	if err != nil {
 		return nil, err
+	}
+	if before != nil {
+		<-before
 	}
 	f, err := p.c.Next(nil)
 	if err != nil {
@@ -92,6 +99,14 @@ func (p *Pusher) Missing(_ context.Context, ids []digest.ID) ([]digest.ID, error
 		return nil, fmt.Errorf("ask for missing chunks: unexpected frame %q", byte(f.Kind))
 	}
 	return p.c.IDs(f)
+}
+
+// ask sends a question and returns what is closed when it is its turn to read.
+func (p *Pusher) ask(ids []digest.ID, read chan struct{}) (before chan struct{}, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	before, p.last = p.last, read
+	return before, p.c.SendIDs(KindHave, ids)
 }
 
 // Put queues one chunk.
