@@ -41,6 +41,8 @@ type Result struct {
 	Steps []Step // up to the end
 	Hit   int    // the step that was broken; 0: it was not reached
 	Code  int    // exit status; 128+n where a signal ended it
+
+	Memory int64 // the most that the program had resident, in bytes
 }
 
 const switchOn = "INGOT_TEST_STEPS"

@@ -95,7 +95,7 @@ func watch(f Fault) (Result, error) {
 	if _, err := unix.Wait4(p.Pid, &ws, unix.WALL, nil); err != nil || !ws.Stopped() {
 		return Result{}, fmt.Errorf("wait for %s: %v, %#x", path, err, ws)
 	}
-	options := unix.PTRACE_O_TRACESYSGOOD | unix.PTRACE_O_TRACECLONE | unix.PTRACE_O_TRACEFORK | unix.PTRACE_O_TRACEVFORK | unix.PTRACE_O_TRACEEXEC | unix.PTRACE_O_EXITKILL
+	options := unix.PTRACE_O_TRACESYSGOOD | unix.PTRACE_O_TRACECLONE | unix.PTRACE_O_TRACEFORK | unix.PTRACE_O_TRACEVFORK | unix.PTRACE_O_TRACEEXEC | unix.PTRACE_O_TRACEEXIT | unix.PTRACE_O_EXITKILL
 	if err := unix.PtraceSetOptions(p.Pid, options); err != nil {
 		return Result{}, fmt.Errorf("ptrace: %w", err)
 	}
@@ -126,11 +126,24 @@ func (w *watcher) stopped(tid int, ws unix.WaitStatus) int {
 	case sig == unix.SIGTRAP|0x80:
 		w.atCall(tid)
 		return 0
+	case sig == unix.SIGTRAP && ws.TrapCause() == unix.PTRACE_EVENT_EXIT:
+		w.r.Memory = max(w.r.Memory, memory(tid))
+		return 0
 	case sig == unix.SIGTRAP, sig == unix.SIGSTOP && first:
 		return 0
 	default:
 		return int(sig)
 	}
+}
+
+// memory returns the most that a process had resident: rusage has that of the
+// process that started it, too.
+func memory(tid int) int64 {
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
+	_, rest, _ := strings.Cut(string(status), "VmHWM:")
+	var kilobytes int64
+	fmt.Sscan(rest, &kilobytes)
+	return kilobytes << 10
 }
 
 func (w *watcher) atCall(tid int) {
