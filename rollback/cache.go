@@ -184,3 +184,52 @@ func (n *Node) Unchanged() (func(path string, st entry.Stat) (*entry.Entry, bool
 		return at.content(&m.Entries[i]), true
 	}, nil
 }
+
+// Remember notes what a plan that found nothing to do learned of inodes which
+// the last switch had just touched when it looked: their metadata needs not be
+// read again. It does so where that is worth a write; that it cannot is no failure.
+func (n *Node) Remember(p *Plan) {
+	s := p.scan
+	if !p.Empty() || p.Base == 0 || s == nil || s.rules.only != nil {
+		return
+	}
+	out, learned := s.learn(p.live)
+	if learned < worthWriting {
+		return
+	}
+	unlock, err := n.lockIdle("remember")
+	if err != nil {
+		return
+	}
+	defer unlock()
+	g, err := n.Current()
+	if err != nil || g.Number != p.Base || !g.covers().all {
+		return
+	}
+	if err := n.writeCache(g.Number, g.Manifest, s.base.m, out); err != nil {
+		n.log().Warn("the stat cache could not be renewed", slogx.Err, err)
+	}
+}
+
+// worthWriting is how many entries more have to be known for the cache to be written anew.
+const worthWriting = 200
+
+// learn says what can be trusted of a tree that is what base says, and how much of it is new.
+func (s *scanner) learn(l *live) (out states, learned int) {
+	out = make(states, len(s.base.m.Entries))
+	lives := l.items
+	for i := range out {
+		e := &s.base.m.Entries[i]
+		for len(lives) > 0 && entry.Before(lives[0].Path, e.Path) {
+			lives = lives[1:]
+		}
+		if len(lives) == 0 || lives[0].Path != e.Path {
+			continue
+		}
+		out[i] = s.trusts(lives[0], e, lives[0].sameBase)
+		if was := s.cache.of(i); out[i].Ino != 0 && (was.Stat != out[i].Stat || out[i].meta && !was.meta) {
+			learned++
+		}
+	}
+	return out, learned
+}

@@ -399,7 +399,7 @@ func (n *Node) states(p *Plan) states {
 				out[i] = n.afresh(e)
 			}
 		case len(lives) > 0 && lives[0].Path == e.Path:
-			out[i] = s.trusts(lives[0], e)
+			out[i] = s.trusts(lives[0], e, lives[0].sameTarget || s.rules.derived[e.Path])
 		case was != nil && s.rules.only != nil && !s.rules.only(e.Path):
 			out[i] = s.cache.of(len(at) - len(bases.entries) - 1)
 		}
@@ -407,9 +407,10 @@ func (n *Node) states(p *Plan) states {
 	return out
 }
 
-// trusts says what a live entry that stayed can be trusted for.
-func (s *scanner) trusts(it *item, e *entry.Entry) known {
-	if it.alone != "" || it.Type != e.Type || it.Type == entry.File && !it.sameTarget && !s.rules.derived[it.Path] {
+// trusts says what a live entry that stayed can be trusted for; holds says
+// that a file has the content of e.
+func (s *scanner) trusts(it *item, e *entry.Entry, holds bool) known {
+	if it.alone != "" || it.Type != e.Type || it.Type == entry.File && !holds {
 		return known{}
 	}
 	same := entry.SameMeta(it.Entry, e) && it.Target == e.Target && it.Major == e.Major && it.Minor == e.Minor

@@ -1,6 +1,7 @@
 package rollback
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -68,4 +69,39 @@ func TestUnchangedKnowsOnlyWhatIsUntouched(t *testing.T) {
 	if _, ok := known("b", stat("b")); ok {
 		t.Error("a file that was changed under its old size and time is taken as known")
 	}
+}
+
+// What a switch has just made is known with its metadata once a plan of
+// nothing has looked at it later, and is not known for longer than it is true.
+func TestRemember(t *testing.T) {
+	dir := scratch(t)
+	ok(t, os.Mkdir(dir+"/new", 0o755))
+	ok(t, os.Mkdir(dir+"/node", 0o755))
+	files := map[string]string{}
+	for i := range worthWriting {
+		files[fmt.Sprintf("etc/f%d", i)] = fmt.Sprint(i)
+	}
+	plot(t, dir+"/new", files)
+	m := snapshot(t, dir+"/new")
+	goal := Target{Manifest: m}
+	n := open(t, dir+"/node")
+	_, err := push(n, goal, chunked(t, dir+"/new", m, 100))
+	ok(t, err)
+	if files, meta := cached(t, n, 2); files != worthWriting || meta != 0 {
+		t.Fatalf("%d files are known after the push, %d with metadata", files, meta)
+	}
+	n.Now = func() time.Time { return time.Now().Add(time.Minute) }
+	p, err := n.Plan(t.Context(), goal)
+	ok(t, err)
+	n.Remember(p)
+	if files, meta := cached(t, n, 2); files != worthWriting || meta < worthWriting {
+		t.Errorf("%d files are known after the plan, %d with metadata", files, meta)
+	}
+	ok(t, unix.Setxattr(dir+"/node/etc/f7", "user.new", []byte("x"), 0))
+	p, err = n.Plan(t.Context(), goal)
+	ok(t, err)
+	if len(p.Conflicts) != 1 {
+		t.Errorf("conflicts %v, want the attribute", p.Conflicts)
+	}
+	n.Remember(p)
 }

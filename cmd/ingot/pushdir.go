@@ -272,6 +272,7 @@ func (p *program) carryOut(c *cli.Context, n *rollback.Node, plan *rollback.Plan
 	}
 	if plan.Empty() && plan.Base != 0 {
 		cur, err := n.Current()
+		n.Remember(plan)
 		out.Done = wire.Done{Generation: generationOf(cur), Unchanged: true}
 		return err
 	}
