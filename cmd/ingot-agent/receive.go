@@ -228,7 +228,7 @@ func carryOut(ctx context.Context, conn *wire.Conn, n *rollback.Node, plan *roll
 	if err != nil {
 		return err
 	}
-	return conn.Send(wire.KindAnswer, wire.Done{Generation: generation(g, g.Number), Notes: some(notes(plan.Notes)), SwitchSeconds: time.Since(start).Seconds()})
+	return conn.Send(wire.KindAnswer, wire.Done{Generation: generation(g, g.Number), Notes: some(notes(plan.Notes)), Reused: plan.Reused, SwitchSeconds: time.Since(start).Seconds()})
 }
 
 // damaged names the files of a plan that the chunks are of which neither the

@@ -289,7 +289,7 @@ func (p *program) carryOut(c *cli.Context, n *rollback.Node, plan *rollback.Plan
 	if err != nil {
 		return err
 	}
-	out.Done = wire.Done{Generation: generationOf(g), Notes: notesOf(plan.Notes), SwitchSeconds: time.Since(start).Seconds()}
+	out.Done = wire.Done{Generation: generationOf(g), Notes: notesOf(plan.Notes), Reused: plan.Reused, SwitchSeconds: time.Since(start).Seconds()}
 	return nil
 }
 

@@ -205,7 +205,7 @@ func fits(top string, m *manifest.Manifest) error {
 	if err := unix.Statfs(top, &st); err != nil {
 		return fmt.Errorf("statfs %q: %w", top, err)
 	}
-	need := rollback.SpaceError{FreeBytes: int64(st.Bavail) * st.Bsize, FreeInodes: int64(st.Ffree)}
+	need := rollback.SpaceError{Path: top, FreeBytes: int64(st.Bavail) * st.Bsize, FreeInodes: int64(st.Ffree)}
 	for i := range m.Entries {
 		e := &m.Entries[i]
 		if e.Link != "" {

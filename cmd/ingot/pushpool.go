@@ -237,6 +237,9 @@ func (p *program) onNode(ctx context.Context, w *world, n *site.Node, bar *bar, 
 // only one is left for the end.
 func (p *program) report(c *cli.Context, screen *screen, out outcome, only bool) {
 	who := orElse(out.Node, out.Dir)
+	if n := out.Done.Reused; n > 0 {
+		screen.say("%s: note: %s of an interrupted push reused", who, size(n))
+	}
 	switch {
 	case out.err != nil && only:
 	case out.err != nil:

@@ -155,6 +155,8 @@ type Done struct {
 	Generation Generation `json:"generation"`
 	Unchanged  bool       `json:"unchanged,omitempty"`
 	Notes      []string   `json:"notes,omitempty"`
+	// Reused bytes were staged by a push that was interrupted.
+	Reused int64 `json:"reused_bytes,omitempty"`
 	// SwitchSeconds is how long the node was between two generations.
 	SwitchSeconds float64 `json:"switch_seconds"`
 }
