@@ -13,6 +13,7 @@ import (
 func poolCases() map[string]func(*testing.T, *base) {
 	return map[string]func(*testing.T, *base){
 		"several nodes at once":        testSeveral,
+		"a part of an image":           testPart,
 		"interrupted on several nodes": testSeveralInterrupted,
 	}
 }
@@ -113,4 +114,27 @@ func testSeveralInterrupted(t *testing.T, b *base) {
 			t.Errorf("%s has begun to switch", r.name)
 		}
 	}
+}
+
+// A part of an image changes that part alone, moves no other chunk, is told of
+// as a part, and can be taken back.
+func testPart(t *testing.T, b *base) {
+	r := b.rig(t, "")
+	r.must("push", "web:1", r.name)
+	o := r.mustJSON("push", "web:2", r.name, "--path", "/etc/app.conf")
+	if o.State != "done" || len(o.Plan.Changes) != 1 || o.Sent > 20_000 {
+		t.Errorf("a part: %s, %d changes, %d bytes sent", o.State, len(o.Plan.Changes), o.Sent)
+	}
+	if got := read(t, filepath.Join(r.node.root, "etc/app.conf")); got != "level = 20\n" {
+		t.Errorf("the part is %q", got)
+	}
+	if got := read(t, filepath.Join(r.node.root, "etc/motd")); got != "release 1\n" {
+		t.Errorf("what is beside it became %q", got)
+	}
+	if res := r.must("node", "show", r.name); !strings.Contains(res.out, `"/etc/app.conf" of web:2`) {
+		t.Errorf("node show: %s", res)
+	}
+	r.fails(5, []string{"does not have it"}, "push", "web:2", r.name, "--path", "/srv/none")
+	r.must("rollback", r.name)
+	r.is(b.v1)
 }
