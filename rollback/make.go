@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -245,6 +246,9 @@ func (p *Plan) records() error {
 	}
 	p.record()
 	for _, m := range []*manifest.Manifest{p.done, p.left} {
+		if m == p.scan.base.m || m == p.scan.target.m {
+			continue // it is what was read, and valid
+		}
 		if err := m.Validate(); err != nil {
 			return fmt.Errorf("what is to be recorded: %w", err)
 		}
@@ -311,10 +315,14 @@ func (p *Plan) builds(s *Step) bool {
 // offer notes which wanted chunks a file holds.
 func (p *Plan) offer(want map[digest.ID]uint32, path string, e *entry.Entry) {
 	off := int64(0)
+	var content *entry.Entry // of its own: e would keep its whole manifest in memory
 	for _, c := range e.Chunks {
 		if want[c.ID] == c.Size {
+			if content == nil {
+				content = &entry.Entry{Type: e.Type, Size: e.Size, Holes: slices.Clone(e.Holes), Chunks: slices.Clone(e.Chunks)}
+			}
 			if _, ok := p.local[c.ID]; !ok {
-				p.local[c.ID] = place{path: path, content: e, off: off, size: c.Size}
+				p.local[c.ID] = place{path: path, content: content, off: off, size: c.Size}
 			}
 		}
 		off += int64(c.Size)

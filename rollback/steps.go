@@ -3,6 +3,7 @@ package rollback
 import (
 	"ingot/internal/digest"
 	"ingot/internal/entry"
+	"ingot/internal/manifest"
 )
 
 // steps turns the rows into steps in the order of a switch: deletions from
@@ -150,44 +151,108 @@ func (c *comparison) timeSteps(real *int) []Step {
 // record builds the manifest that the new generation was given, and the one
 // that the old generation is left with.
 func (c *comparison) record() {
-	done, left := newBuilder(len(c.rows)), newBuilder(len(c.rows))
-	outside := func(b *builder, x *index) { // what was not compared
-		if c.rules.only == nil {
-			return
+	c.plan.done = c.recorded(c.target, func(w *row) *entry.Entry {
+		if w.done != nil && w.doneNow {
+			return c.now(w.l)
 		}
-		rows := c.rows
-		for i := range x.m.Entries {
-			e := &x.m.Entries[i]
-			for len(rows) > 0 && entry.Before(rows[0].path, e.Path) {
-				rows = rows[1:]
-			}
-			if len(rows) == 0 || rows[0].path != e.Path {
-				b.add(e, x.content(e), groupIn(2, e))
-			}
-		}
+		return w.done
+	})
+	if c.plan.done == nil {
+		c.plan.done = c.recordDone()
 	}
-	outside(left, c.base)
+	c.plan.left = c.recorded(c.base, func(w *row) *entry.Entry {
+		switch {
+		case w.alone != "":
+			return w.b
+		case w.l != nil:
+			return c.now(w.l)
+		}
+		return nil
+	})
+	if c.plan.left == nil {
+		c.plan.left = c.recordLeft()
+	}
+}
+
+// recorded returns the manifest that the records of the rows are, where all
+// are entries of one that is there already: mostly they are.
+func (c *comparison) recorded(x *index, record func(*row) *entry.Entry) *manifest.Manifest {
+	if c.rules.only != nil {
+		return nil
+	}
+	n := 0
+	for i := range c.rows {
+		e := record(&c.rows[i])
+		if e == nil {
+			continue
+		}
+		if n == len(x.m.Entries) || e != &x.m.Entries[n] {
+			return nil
+		}
+		n++
+	}
+	if n == 0 || n < len(x.m.Entries) {
+		return nil
+	}
+	return x.m
+}
+
+// now is what is there: the very entry of the as-done manifest where nothing changed.
+func (c *comparison) now(l *item) *entry.Entry {
+	if l.Type == entry.File && !l.sameBase {
+		return &entry.Entry{} // its content is not the entry's own
+	}
+	return l.Entry
+}
+
+func (c *comparison) recordDone() *manifest.Manifest {
+	b := newBuilder(len(c.rows))
 	if c.rules.part != nil {
-		outside(done, c.base)
+		c.outside(b, c.base)
 	} else {
-		outside(done, c.target)
+		c.outside(b, c.target)
 	}
 	for i := range c.rows {
 		w := &c.rows[i]
 		switch {
 		case w.done == nil:
 		case w.doneNow:
-			done.add(w.done, c.contentOf(w.l), liveGroup(w.l))
+			b.add(w.done, c.contentOf(w.l), liveGroup(w.l))
 		default:
-			done.add(w.done, c.target.content(w.done), groupIn(1, w.done))
-		}
-		switch {
-		case w.alone != "" && w.b != nil:
-			left.add(w.b, c.base.content(w.b), groupIn(1, w.b))
-		case w.alone == "" && w.l != nil:
-			left.add(w.l.Entry, c.contentOf(w.l), liveGroup(w.l))
+			b.add(w.done, c.target.content(w.done), groupIn(1, w.done))
 		}
 	}
-	c.plan.done = done.build(c.live)
-	c.plan.left = left.build(c.live)
+	return b.build(c.live)
+}
+
+func (c *comparison) recordLeft() *manifest.Manifest {
+	b := newBuilder(len(c.rows))
+	c.outside(b, c.base)
+	for i := range c.rows {
+		w := &c.rows[i]
+		switch {
+		case w.alone != "" && w.b != nil:
+			b.add(w.b, c.base.content(w.b), groupIn(1, w.b))
+		case w.alone == "" && w.l != nil:
+			b.add(w.l.Entry, c.contentOf(w.l), liveGroup(w.l))
+		}
+	}
+	return b.build(c.live)
+}
+
+// outside records what was not compared.
+func (c *comparison) outside(b *builder, x *index) {
+	if c.rules.only == nil {
+		return
+	}
+	rows := c.rows
+	for i := range x.m.Entries {
+		e := &x.m.Entries[i]
+		for len(rows) > 0 && entry.Before(rows[0].path, e.Path) {
+			rows = rows[1:]
+		}
+		if len(rows) == 0 || rows[0].path != e.Path {
+			b.add(e, x.content(e), groupIn(2, e))
+		}
+	}
 }

@@ -36,6 +36,7 @@ const memory = 48 << 20
 func receive(c *cli.Context) error {
 	debug.SetMemoryLimit(memory)
 	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
+	stayLean()
 	in, out := pollable(os.Stdin), pollable(os.Stdout)
 	conn := wire.New(in, out)
 	conn.KeepAlive(c.Context, wire.Ping, wire.Silence, func() { in.Close(); out.Close() })
@@ -43,6 +44,13 @@ func receive(c *cli.Context) error {
 		return err
 	}
 	return answer(c.Context, conn)
+}
+
+// stayLean keeps the memory of the agent near what it needs: the node has its
+// own work to do. The limit leaves room for the program itself below 64 MB.
+func stayLean() {
+	debug.SetGCPercent(40)
+	debug.SetMemoryLimit(50 << 20)
 }
 
 // answer serves one request.

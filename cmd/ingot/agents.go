@@ -19,6 +19,9 @@ var agents embed.FS
 // x86_64 or aarch64 there (uname -m) has no agent.
 func agentArches() []string { return []string{"amd64", "arm64"} }
 
+// installerArch is the architecture of the machines that the installer boots on.
+const installerArch = "amd64"
+
 // archOf is what Go calls a machine of uname -m.
 func archOf(machine string) (string, error) {
 	switch machine {

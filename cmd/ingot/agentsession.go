@@ -102,8 +102,9 @@ func address(ctx context.Context, s *site.Site, db *inventory.DB, n *site.Node) 
 }
 
 // dialAgent connects to a node of the site by name, or to any other host that
-// known_hosts knows, and starts the agent there, uploading it when needed.
-func (p *program) dialAgent(ctx context.Context, w *world, user, host string) (*agentSession, error) {
+// known_hosts knows, and starts the agent there, uploading it when needed. A
+// node of another architecture than arch, unless that is "", is left as it is.
+func (p *program) dialAgent(ctx context.Context, w *world, user, host, arch string) (*agentSession, error) {
 	key, err := w.siteKey()
 	if err != nil {
 		return nil, err
@@ -126,13 +127,13 @@ func (p *program) dialAgent(ctx context.Context, w *world, user, host string) (*
 	if _, _, err := net.SplitHostPort(t.Addr); err != nil {
 		t.Addr = net.JoinHostPort(t.Addr, "22")
 	}
-	return p.startAgent(ctx, t)
+	return p.startAgent(ctx, t, arch)
 }
 
 // greetWait is how long an agent may take to start.
 const greetWait = 30 * time.Second
 
-func (p *program) startAgent(ctx context.Context, t remote.Target) (*agentSession, error) {
+func (p *program) startAgent(ctx context.Context, t remote.Target, want string) (*agentSession, error) {
 	programs, err := agentDigests()
 	if err != nil {
 		return nil, err
@@ -147,18 +148,33 @@ func (p *program) startAgent(ctx context.Context, t remote.Target) (*agentSessio
 	s, err := greetAgent(ctx, c, remote.AgentCommand(programs...))
 	var none *wire.NoAgentError
 	if errors.As(err, &none) {
-		if err = p.uploadAgent(ctx, c, none.Machine); err == nil {
+		if err = p.uploadAgent(ctx, c, none.Machine, want); err == nil {
 			s, err = greetAgent(ctx, c, remote.AgentPath+" receive")
 		}
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("agent on %q: %w", t.Name, err), c.Close())
 	}
+	if err := fitsArch(want, s.conn.PeerArch()); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
 	return s, nil
 }
 
-func (p *program) uploadAgent(ctx context.Context, c *remote.Conn, machine string) error {
+// fitsArch says why an image whose programs are for arch want has no business
+// on a node of another one.
+func fitsArch(want, node string) error {
+	if want == "" || want == node {
+		return nil
+	}
+	return withHint(fmt.Errorf("the image is for %s, the node is %s: nothing was changed", want, node), "capture or build one on a machine like it")
+}
+
+func (p *program) uploadAgent(ctx context.Context, c *remote.Conn, machine, want string) error {
 	arch, err := archOf(machine)
+	if err == nil {
+		err = fitsArch(want, arch)
+	}
 	if err != nil {
 		return err
 	}

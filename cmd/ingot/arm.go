@@ -53,6 +53,11 @@ func (a *armer) arm(ctx context.Context, n *site.Node, ref string) (string, erro
 	if err != nil {
 		return "", err
 	}
+	if arch, err := archOfImage(ctx, w.images, id); err != nil {
+		return "", err
+	} else if arch != "" && arch != installerArch {
+		return "", fmt.Errorf("image %q is for %s: the installer is for %s", ref, arch, installerArch)
+	}
 	if err := w.images.VerifyCached(ctx, id); err != nil {
 		return "", fmt.Errorf("image %q cannot be installed: %w", ref, err)
 	}

@@ -211,7 +211,7 @@ func (p *program) remember(o *tree.CaptureOptions, path string) (save func()) {
 
 func (p *program) captureHost(c *cli.Context, w *world, user, host string, ref store.Ref, req wire.Request) error {
 	return p.publish(c, w, ref, store.Image{Source: user + "@" + host + ":" + req.Dir}, func(ctx context.Context, sink imager.Sink, bar func(wire.Progress)) (*manifest.Manifest, wire.Captured, error) {
-		s, err := p.dialAgent(ctx, w, user, host)
+		s, err := p.dialAgent(ctx, w, user, host, "")
 		if err != nil {
 			return nil, wire.Captured{}, err
 		}

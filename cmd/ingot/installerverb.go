@@ -73,7 +73,7 @@ func imageOptions(ctx context.Context, w *world, id digest.ID) (netboot.Options,
 }
 
 func (p *program) buildNetboot(ctx context.Context, w *world, o netboot.Options) (*netboot.Result, error) {
-	agent, err := p.agent("amd64")
+	agent, err := p.agent(installerArch)
 	if err != nil {
 		return nil, err
 	}

@@ -95,7 +95,7 @@ func (p *program) push(c *cli.Context) error {
 			return err
 		}
 	}
-	return p.eachNode(c, w, c.Args().Get(1), func(ctx context.Context, n *site.Node, s *agentSession, bar *bar, out *outcome) error {
+	return p.eachNode(c, w, c.Args().Get(1), image.arch, func(ctx context.Context, n *site.Node, s *agentSession, bar *bar, out *outcome) error {
 		t, err := image.target(ctx, w, n)
 		if err != nil {
 			return err
@@ -131,7 +131,7 @@ func (p *program) rollback(c *cli.Context) error {
 		return err
 	}
 	defer w.Close()
-	return p.eachNode(c, w, c.Args().First(), func(ctx context.Context, n *site.Node, s *agentSession, bar *bar, out *outcome) error {
+	return p.eachNode(c, w, c.Args().First(), "", func(ctx context.Context, n *site.Node, s *agentSession, bar *bar, out *outcome) error {
 		req := wire.Request{Dir: "/", By: operator(), To: c.Int("to")}
 		p.policy(c, &req)
 		var err error

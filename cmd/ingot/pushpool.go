@@ -54,8 +54,9 @@ type nodeAction func(ctx context.Context, n *site.Node, s *agentSession, bar *ba
 // eachNode does one thing on each node of a NODES expression, several at once,
 // and tells the truth about each. After the first failure no further nodes are
 // begun: a release that fails on one node is not spread. A dry run spreads
-// nothing, and goes on.
-func (p *program) eachNode(c *cli.Context, w *world, expr string, fn nodeAction) error {
+// nothing, and goes on. Nodes of another architecture than arch are refused;
+// "" is any.
+func (p *program) eachNode(c *cli.Context, w *world, expr, arch string, fn nodeAction) error {
 	parallel := c.Int("parallel")
 	if parallel < 1 {
 		return usagef("--parallel: want 1 or more, got %d", parallel)
@@ -74,7 +75,7 @@ func (p *program) eachNode(c *cli.Context, w *world, expr string, fn nodeAction)
 		results[i] = outcome{Node: n.Name, State: stateNotTried}
 	}
 	inPool(c.Context, len(nodes), parallel, func(i int) (goOn bool) {
-		results[i] = p.oneNode(c.Context, w, nodes[i], screen.bar(nodes[i].Name+": ", i), fn)
+		results[i] = p.oneNode(c.Context, w, nodes[i], screen.bar(nodes[i].Name+": ", i), arch, fn)
 		if results[i].State == stateDone && c.Bool("dry-run") {
 			results[i].State = statePlanned
 		}
@@ -172,10 +173,10 @@ const (
 	switchWait = time.Minute
 )
 
-func (p *program) oneNode(ctx context.Context, w *world, n *site.Node, bar *bar, fn nodeAction) (out outcome) {
+func (p *program) oneNode(ctx context.Context, w *world, n *site.Node, bar *bar, arch string, fn nodeAction) (out outcome) {
 	start := time.Now()
 	out = outcome{Node: n.Name, State: stateDone}
-	err := p.onNode(ctx, w, n, bar, &out, fn)
+	err := p.onNode(ctx, w, n, bar, &out, arch, fn)
 	bar.end()
 	if out.Done.Unchanged {
 		out.State = stateUnchanged
@@ -201,11 +202,11 @@ var errSilent = errors.New("interrupted, and the node did not say how it ended: 
 // onNode does one thing on one node. When ctx ends, the agent's input is
 // closed and its last words are awaited: what has begun to switch is finished,
 // and known to be.
-func (p *program) onNode(ctx context.Context, w *world, n *site.Node, bar *bar, out *outcome, fn nodeAction) error {
+func (p *program) onNode(ctx context.Context, w *world, n *site.Node, bar *bar, out *outcome, arch string, fn nodeAction) error {
 	alive, giveUp := context.WithCancel(context.WithoutCancel(ctx))
 	defer giveUp()
 	stop := context.AfterFunc(ctx, giveUp) // while nothing has been asked of the node
-	s, err := p.dialAgent(alive, w, "root", n.Name)
+	s, err := p.dialAgent(alive, w, "root", n.Name, arch)
 	if err != nil {
 		return err
 	}

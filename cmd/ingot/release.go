@@ -36,16 +36,30 @@ func openRelease(ctx context.Context, w *world, ref string) (*release, error) {
 		return nil, err
 	}
 	i := &release{w: w, ref: ref, id: id, known: targetCache{cacheFiles{w.private("cache", "targets")}}, bases: map[digest.ID]*manifest.Manifest{}}
-	if r, err := store.ParseRef(ref); err == nil {
-		if img, err := w.images.Ref(ctx, r); err == nil {
-			i.arch = img.Arch
-		}
+	if i.arch, err = archOfImage(ctx, w.images, id); err != nil {
+		return nil, err
 	}
 	i.load = sync.OnceValues(func() (*manifest.Manifest, error) {
 		m, err := w.images.Manifest(ctx, id)
 		return m, damaged(err, i)
 	})
 	return i, damaged(i.complete(ctx), i)
+}
+
+// archOfImage is the architecture of an image's programs by what is recorded
+// under its names; "" where none says.
+func archOfImage(ctx context.Context, s *store.Store, id digest.ID) (string, error) {
+	names, err := s.Refs(ctx)
+	for _, n := range names {
+		if n.Digest == id && n.Arch != "" {
+			return n.Arch, nil
+		}
+	}
+	var bad *store.NameError
+	if errors.As(err, &bad) { // of other images
+		return "", nil
+	}
+	return "", err
 }
 
 // damaged tells what the store should have and has not from a name that is

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"unicode"
 )
@@ -42,7 +43,7 @@ func (c *Conn) Greet(version string) error {
 	_, err := c.w.WriteString(start) // leaves with the frame
 	c.mu.Unlock()
 	if err == nil {
-		err = c.Send(KindHello, Hello{Protocol, version})
+		err = c.Send(KindHello, Hello{Protocol, version, runtime.GOARCH})
 	}
 	// A peer that has ended may have said why.
 	if heard := c.skipNoise(); heard != nil {
@@ -62,11 +63,15 @@ func (c *Conn) Greet(version string) error {
 	if err != nil {
 		return fmt.Errorf("greet the peer: %w", err)
 	}
+	c.peer = h
 	if h.Protocol != Protocol || h.Version != version {
 		return fmt.Errorf("%w: here protocol %d of ingot %s, there protocol %d of ingot %s", ErrVersion, Protocol, version, h.Protocol, Printable(h.Version))
 	}
 	return nil
 }
+
+// PeerArch is the architecture of the peer that was greeted, as Go calls it.
+func (c *Conn) PeerArch() string { return Printable(c.peer.Arch) }
 
 func (c *Conn) skipNoise() error {
 	var noise []byte

@@ -38,7 +38,7 @@ func (c *Conn) Stream() *Stream {
 }
 
 // streamLevel is the best that keeps up with a gigabit on one core.
-const streamLevel = zstd.SpeedDefault
+const streamLevel = zstd.SpeedBetterCompression
 
 // Add sends one chunk.
 func (s *Stream) Add(id digest.ID, data []byte) error {

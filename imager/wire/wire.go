@@ -59,6 +59,7 @@ const (
 type Hello struct {
 	Protocol int    `json:"protocol"`
 	Version  string `json:"version"` // of the program
+	Arch     string `json:"arch"`    // that it was built for, as Go calls it
 }
 
 // Error is a refusal or a failure of the peer.
@@ -95,6 +96,7 @@ type Conn struct {
 	streamIn  *streamReader // of the chunks of a push
 	streamOut *Stream
 
+	peer             Hello
 	sent, received   counter
 	reading, writing moment
 }
