@@ -18,17 +18,23 @@ import (
 	"ingot/internal/torture"
 )
 
+// beyond is more than is read ahead and asked about together.
+const beyond = budgetBytes + (inFlight+2)*batchBytes
+
 // busy changes a file whenever it is asked something, which is while the rest
 // of the file is still being read.
 type busy struct {
-	f *os.File
-	n int
+	mu sync.Mutex
+	f  *os.File
+	n  int
 }
 
 func (b *busy) Missing(_ context.Context, ids []digest.ID) ([]digest.ID, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.f != nil {
 		b.n++
-		if _, err := b.f.WriteAt(noise(uint64(b.n), 12<<20), 0); err != nil {
+		if _, err := b.f.WriteAt(noise(uint64(b.n), 4096), 0); err != nil {
 			return nil, err
 		}
 	}
@@ -40,7 +46,7 @@ func (b *busy) Put(context.Context, digest.ID, []byte) error { return nil }
 func TestAFileThatChangesIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	p := filepath.Join(dir, "log")
-	must(t, os.WriteFile(p, noise(1, 12<<20), 0644))
+	must(t, os.WriteFile(p, noise(1, beyond), 0644))
 	h, err := os.OpenFile(p, os.O_WRONLY, 0)
 	must(t, err)
 	defer h.Close()

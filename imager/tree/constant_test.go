@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,11 +22,14 @@ import (
 // meddler changes the tree when the sink is first asked, which is after the
 // scan, while the last file is not yet read; and again before every round.
 type meddler struct {
+	mu    sync.Mutex
 	do    func(round int)
 	round int
 }
 
 func (m *meddler) Missing(_ context.Context, ids []digest.ID) ([]digest.ID, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.do(m.round)
 	m.round++
 	return ids, nil
@@ -123,12 +127,11 @@ func TestWhatKeepsChangingIsNamed(t *testing.T) {
 
 func TestAnAllowedFileThatShrinksIsFilled(t *testing.T) {
 	dir, p := meadow(t)
-	long := noise(1, 12<<20)
-	must(t, os.WriteFile(p("log/big"), long, 0o644))
+	must(t, os.WriteFile(p("log/big"), noise(1, beyond), 0o644))
 	shrink := &meddler{do: func(int) {
-		must(t, os.WriteFile(p("log/big"), long, 0o644))
 		must(t, os.Truncate(p("log/big"), 3<<20))
-		must(t, os.Truncate(p("log/big"), int64(5+time.Now().UnixNano()%5)<<20))
+		must(t, os.Truncate(p("log/big"), beyond-1))
+		must(t, os.Truncate(p("log/big"), 5<<20))
 	}}
 	m, _, err := Capture(t.Context(), dir, CaptureOptions{Sink: shrink, AllowChanged: func(p string) bool { return p == "log/big" }})
 	must(t, err)

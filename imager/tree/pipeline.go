@@ -19,6 +19,7 @@ const (
 	// batchBytes is how much is asked of the sink in one question.
 	batchBytes = 4 << 20
 	batchMost  = 4096 // chunks in one question
+	inFlight   = 3    // questions that wait for their answer or its chunks
 	jobFiles   = 128  // files that are read as one job at most
 )
 
@@ -85,8 +86,32 @@ func (c *capture) contents(ctx context.Context, files []int) error {
 			return nil
 		})
 	}
-	g.Go(func() error { return c.drain(ctx, order) })
-	return g.Wait()
+	b := &batch{c: c, asked: map[digest.ID]struct{}{}, lost: map[digest.ID]struct{}{}, questions: make(chan question, inFlight-1)}
+	g.Go(func() error {
+		defer close(b.questions)
+		return c.drain(ctx, order, b)
+	})
+	g.Go(func() error { return b.settle(ctx) })
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	c.forget(b.lost)
+	return nil
+}
+
+// forget has the files read again of which the sink did not get a chunk.
+func (c *capture) forget(lost map[digest.ID]struct{}) {
+	if len(lost) == 0 {
+		return
+	}
+	for _, n := range c.files {
+		for _, k := range c.entries[n].Chunks {
+			if _, ok := lost[k.ID]; ok {
+				c.gaveUp(n)
+				break
+			}
+		}
+	}
 }
 
 // some returns how many of the files are worth a job: what fills a slab.
@@ -120,9 +145,8 @@ func (c *capture) release(s *slab) {
 	}
 }
 
-// drain gives pieces to the sink, job by job.
-func (c *capture) drain(ctx context.Context, order <-chan *job) error {
-	b := &batch{c: c, asked: map[digest.ID]struct{}{}}
+// drain asks the sink about pieces, job by job.
+func (c *capture) drain(ctx context.Context, order <-chan *job, b *batch) error {
 	var bytes, files int64
 	for j := range order {
 		c.budget.advance(j.seq)
@@ -153,14 +177,32 @@ func (c *capture) drain(ctx context.Context, order <-chan *job) error {
 	return b.flush(ctx)
 }
 
-// batch gathers slabs until it is worth to ask the sink.
+// batch gathers slabs until it is worth to ask the sink. Questions do not
+// wait for the answers of those before.
 type batch struct {
 	c      *capture
 	slabs  []*slab
 	pieces int
 	bytes  int
-	asked  map[digest.ID]struct{} // the sink has these, or is about to get them
-	reader *reader                // for files of the cache that have to be read after all
+	reader *reader // for files of the cache that have to be read after all
+
+	questions chan question // in order
+
+	mu    sync.Mutex
+	asked map[digest.ID]struct{} // the sink has these, or is about to get them
+	lost  map[digest.ID]struct{} // or not: their file had changed. Only settle uses it.
+}
+
+// question is one to the sink; its answer comes by itself.
+type question struct {
+	slabs  []*slab
+	ids    []digest.ID
+	answer chan answer
+}
+
+type answer struct {
+	missing []digest.ID
+	err     error
 }
 
 func (b *batch) add(ctx context.Context, s *slab) error {
@@ -180,39 +222,67 @@ func (b *batch) flush(ctx context.Context) error {
 	ids := make([]digest.ID, 0, b.pieces)
 	for _, s := range b.slabs {
 		for i := range s.pieces {
-			id := s.pieces[i].id
-			if _, ok := b.asked[id]; !ok {
-				b.asked[id] = struct{}{}
+			if id := s.pieces[i].id; b.first(id) {
 				ids = append(ids, id)
 			}
 		}
 	}
-	if err := b.ask(ctx, ids); err != nil {
-		return err
+	q := question{slabs: b.slabs, ids: ids, answer: make(chan answer, 1)}
+	b.slabs, b.pieces, b.bytes = nil, 0, 0
+	go func() {
+		var a answer
+		if len(ids) > 0 {
+			a.missing, a.err = b.c.o.Sink.Missing(ctx, ids)
+		}
+		q.answer <- a
+	}()
+	select {
+	case b.questions <- q:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	for _, s := range b.slabs {
-		b.c.release(s)
+}
+
+// first reports whether nobody has asked for id yet; now somebody has.
+func (b *batch) first(id digest.ID) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	_, known := b.asked[id]
+	b.asked[id] = struct{}{}
+	return !known
+}
+
+// settle gives to the sink what it misses, question by question.
+func (b *batch) settle(ctx context.Context) error {
+	for q := range b.questions {
+		var a answer
+		select {
+		case a = <-q.answer:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if a.err != nil {
+			return a.err
+		}
+		if err := b.give(ctx, q, a.missing); err != nil {
+			return err
+		}
+		for _, s := range q.slabs {
+			b.c.release(s)
+		}
 	}
-	clear(b.slabs)
-	b.slabs, b.pieces, b.bytes = b.slabs[:0], 0, 0
 	return nil
 }
 
-// ask gives to the sink those of ids that it misses.
-func (b *batch) ask(ctx context.Context, ids []digest.ID) error {
-	if len(ids) == 0 {
-		return nil
-	}
-	missing, err := b.c.o.Sink.Missing(ctx, ids)
-	if err != nil {
-		return err
-	}
-	b.c.stats.Chunks += len(ids)
+// give gives to the sink what a question has shown to be missing.
+func (b *batch) give(ctx context.Context, q question, missing []digest.ID) error {
+	b.c.stats.Chunks += len(q.ids)
 	need := make(map[digest.ID]struct{}, len(missing))
 	for _, id := range missing {
 		need[id] = struct{}{}
 	}
-	for _, s := range b.slabs {
+	for _, s := range q.slabs {
 		for i := range s.pieces {
 			if len(need) == 0 {
 				return nil
@@ -226,7 +296,7 @@ func (b *batch) ask(ctx context.Context, ids []digest.ID) error {
 		}
 	}
 	for id := range need {
-		delete(b.asked, id) // its file has changed: nobody has put it
+		b.lost[id] = struct{}{}
 	}
 	return nil
 }
@@ -236,6 +306,7 @@ func (b *batch) ask(ctx context.Context, ids []digest.ID) error {
 func (b *batch) put(ctx context.Context, p piece, need map[digest.ID]struct{}) error {
 	send := func(id digest.ID, data []byte) error {
 		delete(need, id)
+		delete(b.lost, id)
 		b.c.stats.New++
 		b.c.stats.NewBytes += int64(len(data))
 		return b.c.o.Sink.Put(ctx, id, data)
@@ -250,11 +321,10 @@ func (b *batch) put(ctx context.Context, p piece, need map[digest.ID]struct{}) e
 		if _, ok := need[id]; ok {
 			return send(id, data)
 		}
-		if _, ok := b.asked[id]; ok {
+		if !b.first(id) {
 			return nil
 		}
 		// The cache was wrong about this file: nobody has asked for this chunk.
-		b.asked[id] = struct{}{}
 		if miss, err := b.c.o.Sink.Missing(ctx, []digest.ID{id}); err != nil || len(miss) == 0 {
 			return err
 		}

@@ -8,11 +8,13 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
 	"ingot/imager/chunk"
 	"ingot/internal/digest"
+	"ingot/internal/entry"
 )
 
 // heapSink keeps the chunks' names in order, and the most that was on the heap.
@@ -83,5 +85,59 @@ func TestSlabs(t *testing.T) {
 	// entries.
 	if used := int64(sink.heap) - int64(before.HeapAlloc); used > budgetBytes+8*slabBytes {
 		t.Errorf("%d bytes on the heap", used)
+	}
+}
+
+// liar is a cache that knows a chunk for every file.
+type liar struct{ x digest.ID }
+
+func (l liar) Lookup(path string, _ entry.Stat) ([]entry.Extent, []entry.Chunk, bool) {
+	id := digest.Of([]byte("cached " + path))
+	if path == "a" || path == "zz" {
+		id = l.x
+	}
+	return nil, []entry.Chunk{{ID: id, Size: 1}}, true
+}
+
+// only is a sink that lacks one chunk.
+type only struct {
+	mu sync.Mutex
+	id digest.ID
+	n  int
+}
+
+func (o *only) Missing(_ context.Context, ids []digest.ID) ([]digest.ID, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.n == 0 && slices.Contains(ids, o.id) {
+		return []digest.ID{o.id}, nil
+	}
+	return nil, nil
+}
+
+func (o *only) Put(_ context.Context, id digest.ID, _ []byte) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if id == o.id {
+		o.n++
+	}
+	return nil
+}
+
+// A file that should have had a chunk does not, and another that has it was
+// not asked about, because the chunk was on its way.
+func TestAChunkThatDoesNotComeAfterAll(t *testing.T) {
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, "a"), []byte("y"), 0o600))
+	for i := range batchMost + 100 {
+		must(t, os.WriteFile(filepath.Join(dir, fmt.Sprintf("m%05d", i)), []byte("m"), 0o600))
+	}
+	must(t, os.WriteFile(filepath.Join(dir, "zz"), []byte("x"), 0o600))
+	x := digest.Of([]byte("x"))
+	sink := &only{id: x}
+	m, _ := captureDir(t, dir, CaptureOptions{Sink: sink, Cache: liar{x}})
+	e, _ := m.Lookup("zz")
+	if sink.n != 1 || e.Chunks[0].ID != x {
+		t.Errorf("put %d times; %+v", sink.n, e)
 	}
 }

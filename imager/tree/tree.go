@@ -13,7 +13,8 @@ import (
 )
 
 // Sink takes the chunks of a capture: a store, or the other end of a wire.
-// Chunks come in the order of the tree, from one goroutine.
+// Chunks come in the order of the tree, from one goroutine; questions come from
+// several, while others wait for their answer and while chunks are put.
 type Sink interface {
 	// Missing returns those of ids that have to be put.
 	Missing(ctx context.Context, ids []digest.ID) ([]digest.ID, error)
