@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -16,6 +17,9 @@ func ok(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
+
+// agent is the agent for this machine.
+const agent = "ingot-agent-" + runtime.GOARCH
 
 // built is a program under test; INGOT_BIN names another ingot.
 func built(name string) string {
@@ -42,7 +46,7 @@ func need(t *testing.T, tools ...string) {
 	if os.Geteuid() != 0 {
 		missing("owners and devices need root")
 	}
-	for _, tool := range append(tools, built("ingot"), built("ingot-agent")) {
+	for _, tool := range append(tools, built("ingot"), built(agent)) {
 		if _, err := exec.LookPath(tool); err != nil {
 			missing(err.Error() + ": run `make build`")
 		}

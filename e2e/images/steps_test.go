@@ -36,12 +36,13 @@ func TestMain(m *testing.M) {
 // time in a fresh copy of a site.
 type ordeal struct {
 	site  site
-	more  []string              // directories beside the site's whose changes are steps
-	args  func(s site) []string // the command
-	whole func(s site) error    // what must be true however it ended
-	done  func(s site) error    // what must be true after it was repeated
-	wants map[string][]string   // images, and the digests that they may have
-	brief bool                  // but for the long form, it is only killed
+	more  []string                                           // directories beside the site's whose changes are steps
+	args  func(s site) []string                              // the command
+	whole func(s site) error                                 // what must be true however it ended
+	done  func(s site) error                                 // what must be true after it was repeated
+	wants map[string][]string                                // images, and the digests that they may have
+	brief bool                                               // but for the long form, it is only killed
+	runs  func(s site, f steps.Fault) (result, steps.Result) // instead of args: the command
 }
 
 // mishaps are the ways to break a step.
@@ -85,11 +86,19 @@ func (s site) copied(dir string) site {
 	return s.at(dir)
 }
 
+// carry carries the command out.
+func (o ordeal) carry(s site, f steps.Fault) (result, steps.Result) {
+	if o.runs != nil {
+		return o.runs(s, f)
+	}
+	return s.with(f, o.args(s)...)
+}
+
 // run breaks every step in every way.
 func (o ordeal) run(t *testing.T) {
 	scratch := quickDir(t)
 	plain := o.site.copied(filepath.Join(scratch, "count"))
-	r, all := plain.with(steps.Fault{Within: o.more}, o.args(plain)...)
+	r, all := o.carry(plain, steps.Fault{Within: o.more})
 	if r.code != 0 {
 		t.Fatalf("without a fault: %+v", r)
 	}
@@ -155,7 +164,7 @@ func (o ordeal) everyStep(t *testing.T, scratch string, f steps.Fault) map[strin
 func (o ordeal) breakOne(t *testing.T, dir string, f steps.Fault) string {
 	s := o.site.copied(dir)
 	defer os.RemoveAll(s.dir)
-	r, st := s.with(f, o.args(s)...)
+	r, st := o.carry(s, f)
 	if st.Hit == 0 {
 		return ""
 	}
@@ -184,7 +193,7 @@ func (o ordeal) survived(s site, f steps.Fault, r result) error {
 			return fmt.Errorf("it said that it had succeeded: %w", err)
 		}
 	}
-	if again := s.ingot(o.args(s)...); again.code != 0 {
+	if again, _ := o.carry(s, steps.Fault{}); again.code != 0 {
 		return fmt.Errorf("the repeat: exit %d: %s", again.code, again.said())
 	}
 	return errors.Join(o.wholeness(s), o.done(s), s.strays())
