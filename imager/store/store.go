@@ -145,7 +145,9 @@ func InitBackend(ctx context.Context, b Backend) (*Store, error) {
 func newStore(b Backend) (*Store, error) {
 	// Both are used for whole frames only, from many goroutines.
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(false),
-		zstd.WithSingleSegment(true), zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)))
+		zstd.WithSingleSegment(true), zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)),
+		// Twice a frame; the default is 4 MiB, of which an encoder holds two.
+		zstd.WithWindowSize(2*frameTarget), zstd.WithLowerEncoderMem(true))
 	if err != nil {
 		return nil, err
 	}
