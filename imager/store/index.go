@@ -283,16 +283,16 @@ func (s *Store) missing(ids []digest.ID, also map[digest.ID]struct{}) []digest.I
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var out []digest.ID
-	asked := make(map[digest.ID]struct{}, len(ids))
+	asked := map[digest.ID]struct{}{} // most are there, so few are noted
 	for _, id := range ids {
-		if _, ok := asked[id]; ok {
+		if _, ok := s.index.chunks[id]; ok {
 			continue
 		}
-		asked[id] = struct{}{}
 		if _, ok := also[id]; ok {
 			continue
 		}
-		if _, ok := s.index.chunks[id]; !ok {
+		if _, ok := asked[id]; !ok {
+			asked[id] = struct{}{}
 			out = append(out, id)
 		}
 	}
