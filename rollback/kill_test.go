@@ -43,6 +43,10 @@ func victim() int {
 	switch os.Getenv(killOp) {
 	case "recover":
 		_, err = n.Recover(bg())
+	case "push":
+		err = pushSome(n)
+	case "back":
+		err = backSome(n)
 	case "plan":
 		err = planNothing(n)
 	case "rollback":

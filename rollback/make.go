@@ -245,6 +245,7 @@ func (p *Plan) records() error {
 		return nil
 	}
 	p.record()
+	p.record = nil // and with it the rows of the comparison
 	for _, m := range []*manifest.Manifest{p.done, p.left} {
 		if m == p.scan.base.m || m == p.scan.target.m {
 			continue // it is what was read, and valid

@@ -110,12 +110,11 @@ func (n *Node) stageLeft(p *Plan, dir string) error {
 	if err != nil {
 		return err
 	}
-	b := p.left.Encode()
-	id := digest.Of(b)
+	id := p.left.ID()
 	if id == g.Manifest {
 		return nil
 	}
-	return n.putState(dir+"/left", append(id[:], b...))
+	return n.putState(dir+"/left", append(id[:], p.left.Encode()...))
 }
 
 // stageTarget begins the record of the new generation with its target. A
