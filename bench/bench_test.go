@@ -77,8 +77,8 @@ func TestDifferences(t *testing.T) {
 	for out, want := range map[string]string{
 		"":                                "",
 		".d..t...... ./\n":                "",
-		".d..t...... ./\n*deleting   x\n": "1 entries differ, such as `*deleting   x`",
-		">fc........ a\n>fc........ b\n":  "2 entries differ, such as `>fc........ a`",
+		".d..t...... ./\n*deleting   x\n": "1 entries differ: `*deleting   x`",
+		">fc........ a\n>fc........ b\n":  "2 entries differ: `>fc........ a`, `>fc........ b`",
 	} {
 		if got := differences(out); got != want {
 			t.Errorf("%q: got %q, want %q", out, got, want)

@@ -200,20 +200,20 @@ func (b *bench) compare(ctx context.Context, want, got string, options ...string
 
 // differences sums up what rsync itemizes; the top directory does not count.
 func differences(out string) string {
-	n, first := 0, ""
+	n, first := 0, []string(nil)
 	for line := range strings.Lines(out) {
 		line = strings.TrimSpace(line)
 		if line == "" || strings.HasSuffix(line, " ./") {
 			continue
 		}
-		if n++; n == 1 {
-			first = line
+		if n++; n <= 3 {
+			first = append(first, "`"+line+"`")
 		}
 	}
 	if n == 0 {
 		return ""
 	}
-	return fmt.Sprintf("%d entries differ, such as `%s`", n, first)
+	return fmt.Sprintf("%d entries differ: %s", n, strings.Join(first, ", "))
 }
 
 // sizeOf is the length of all files below the paths.

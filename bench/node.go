@@ -170,13 +170,13 @@ func linkBytes(text, link string) (int64, error) {
 }
 
 // peak watches the node until stop is closed and returns the peak resident
-// memory of its largest process, sshd and shells aside.
-func (n *node) peak(stop <-chan struct{}) int64 {
+// memory of the largest process of a program.
+func (n *node) peak(program string, stop <-chan struct{}) int64 {
 	var most int64
 	for {
 		for _, dir := range n.processes() {
 			if b, err := os.ReadFile(dir + "/status"); err == nil {
-				if name, hwm := statusPeak(string(b)); !strings.HasPrefix(name, "sshd") && name != "bash" && name != "sh" {
+				if name, hwm := statusPeak(string(b)); name == program {
 					most = max(most, hwm)
 				}
 			}

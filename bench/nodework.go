@@ -145,7 +145,11 @@ func (b *bench) memory(ctx context.Context, j job, r *row) error {
 		return err
 	}
 	stop, peak := make(chan struct{}), make(chan int64)
-	go func() { peak <- b.node.peak(stop) }()
+	program := "rsync"
+	if strings.HasPrefix(j.tool, "ingot") {
+		program = "agent"
+	}
+	go func() { peak <- b.node.peak(program, stop) }()
 	_, _, err := b.timed(ctx, j.run, j.env)
 	close(stop)
 	r.Node = <-peak
@@ -191,7 +195,7 @@ func (b *bench) nodeJob(t string, o over) job {
 	if o.check {
 		want := b.treeDir()
 		j.check = func(ctx context.Context) (string, error) {
-			return b.compare(ctx, want, b.node.root, "--exclude-from="+filepath.Join(b.dir, "owned"))
+			return b.compare(ctx, want, b.node.root, "--exclude-from="+filepath.Join(b.dir, "owned"), "--omit-dir-times")
 		}
 	}
 	return j

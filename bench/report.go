@@ -243,9 +243,9 @@ const method = `## Method
 - The page cache is warm: all trees were read before. Before each run, outside of the time, ` + "`sync`" + ` writes what the run before left.
 - The tools of a work take turns, each round begins with another one. The table has the fastest; *slowest* is how much longer the slowest took.
 - *memory* is the peak resident memory of the largest process on the measuring side (wait4(2), by time(1)); mapped files count. *on the node* is the same (VmHWM in /proc, sampled)
-  of the largest process of the node but sshd and shells, in a further run that is not timed.
+  of the node's largest rsync or ingot-agent, in a further run that is not timed.
 - Each result is compared once with ` + "`rsync -aHAXSn@-1 --numeric-ids --checksum --delete --itemize-changes`" + `, outside of the time; *result* is empty when nothing differs. The top
-  directory itself does not count.
+  directory itself does not count, nor on the node the times of directories: some hold the node's own files.
 - The captured directory is always the same one; between works it is made equal to another tree with rsync, so that caches of unchanged files hold, as on a machine that was upgraded.
 - The node is made of namespaces (processes, mounts, network, host name) on this machine: its own root tree on the same disk, OpenSSH's sshd with Debian's
   configuration, a veth cable. Controller and node share the processors. Before each run rsync brings the node's tree back.
