@@ -17,9 +17,9 @@ const (
 	// part of a large one.
 	slabBytes = 1 << 20
 	// batchBytes is how much is asked of the sink in one question.
-	batchBytes = 4 << 20
+	batchBytes = 1 << 20
 	batchMost  = 4096 // chunks in one question
-	inFlight   = 3    // questions that wait for their answer or its chunks
+	inFlight   = 4    // questions that wait for their answer or its chunks
 	jobFiles   = 128  // files that are read as one job at most
 )
 
