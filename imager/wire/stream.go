@@ -28,7 +28,7 @@ const endOfAnswer = 1<<32 - 1
 // Stream returns the stream of chunks of this connection.
 func (c *Conn) Stream() *Stream {
 	if c.streamOut == nil {
-		enc, err := zstd.NewWriter(&streamWriter{c: c}, zstd.WithEncoderLevel(streamLevel), zstd.WithEncoderConcurrency(2), zstd.WithWindowSize(maxWindow), zstd.WithEncoderCRC(false))
+		enc, err := zstd.NewWriter(&streamWriter{c: c}, zstd.WithEncoderLevel(streamLevel), zstd.WithEncoderConcurrency(2), zstd.WithWindowSize(streamWindow), zstd.WithEncoderCRC(false))
 		if err != nil {
 			panic("BUG: zstd options: " + err.Error())
 		}
@@ -36,6 +36,9 @@ func (c *Conn) Stream() *Stream {
 	}
 	return c.streamOut
 }
+
+// streamWindow is what the receiver holds of what came before, in bytes.
+const streamWindow = 4 << 20
 
 // streamLevel is the best that keeps up with a gigabit on one core.
 const streamLevel = zstd.SpeedBetterCompression
