@@ -11,7 +11,6 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
 
 	"ingot/internal/steps"
 	"ingot/internal/torture"
@@ -30,8 +29,6 @@ func TestPushDirOfEverything(t *testing.T) {
 	ok(t, os.Remove(filepath.Join(src, "sparse/big"))) // 100 GB take rsync minutes
 	ok(t, os.WriteFile(filepath.Join(other, "sizes"), []byte("a file where a directory was"), 0o600))
 	ok(t, os.Mkdir(filepath.Join(other, "fifo"), 0o700))
-	// A label cannot be taken from a directory that stays, only replaced.
-	ok(t, unix.Setxattr(other, "security.selinux", []byte("another\x00"), 0))
 	s.must("image", "capture", src, "all:1")
 	s.must("image", "capture", other, "other:1")
 	for i, image := range []string{"all:1", "other:1", "all:1"} {

@@ -377,3 +377,25 @@ func TestSame(t *testing.T) {
 		}
 	}
 }
+
+// A label that is there and that the entry does not have goes, as any other attribute.
+func TestLabelIsRemoved(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("labels need root")
+	}
+	dir := t.TempDir()
+	name := filepath.Join(dir, "f")
+	if err := os.WriteFile(name, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setxattr(name, "security.selinux", []byte("system_u:object_r:etc_t:s0\x00"), 0); err != nil {
+		t.Skip("no labels on this file system: ", err)
+	}
+	fd := openDir(t, dir)
+	if err := SetMetaAt(fd, "f", &Entry{Path: "f", Type: File, Mode: 0o644}); err != nil {
+		t.Fatal(err)
+	}
+	if e, _, err := ReadAt(fd, "f"); err != nil || len(e.Xattrs) != 0 {
+		t.Errorf("%v, %v: the label is still there", e.Xattrs, err)
+	}
+}
