@@ -24,8 +24,9 @@ type FileCache struct {
 	path string
 	old  map[string]cached
 
-	mu  sync.Mutex
-	now map[string]cached
+	mu    sync.Mutex
+	now   map[string]cached
+	other bool // something was recorded that the file does not say
 }
 
 type cached struct {
@@ -62,13 +63,20 @@ func (c *FileCache) Lookup(path string, st entry.Stat) ([]entry.Extent, []entry.
 func (c *FileCache) Record(path string, st entry.Stat, e *entry.Entry) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.now[path] = cached{st, e.Holes, e.Chunks}
+	k := cached{st, e.Holes, e.Chunks}
+	c.now[path] = k
+	if old, ok := c.old[path]; !c.other && !(ok && old.st == st && slices.Equal(old.holes, k.holes) && slices.Equal(old.chunks, k.chunks)) {
+		c.other = true
+	}
 }
 
-// Save writes what was recorded.
+// Save writes what was recorded, unless the file says so already.
 func (c *FileCache) Save() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !c.other && len(c.now) == len(c.old) && len(c.old) > 0 {
+		return nil
+	}
 	if err := durable.WriteFile(c.path, encodeCache(c.now), 0600); err != nil {
 		return fmt.Errorf("save cache: %w", err)
 	}

@@ -49,6 +49,33 @@ func TestFileCache(t *testing.T) {
 	}
 }
 
+// A cache that says all already is not written again; a file less is a change.
+func TestFileCacheSavesChangesOnly(t *testing.T) {
+	src, file := t.TempDir(), filepath.Join(t.TempDir(), "cache")
+	for _, n := range []string{"a", "b"} {
+		must(t, os.WriteFile(filepath.Join(src, n), noise(7, 5000), 0600))
+	}
+	run := func() os.FileInfo {
+		t.Helper()
+		c, err := OpenCache(file)
+		must(t, err)
+		captureDir(t, src, CaptureOptions{Cache: c, Captured: c.Record})
+		must(t, c.Save())
+		st, err := os.Stat(file)
+		must(t, err)
+		return st
+	}
+	first := run()
+	second := run()
+	if !os.SameFile(first, second) {
+		t.Error("written again though nothing has changed")
+	}
+	must(t, os.Remove(filepath.Join(src, "a")))
+	if os.SameFile(second, run()) {
+		t.Error("keeps a file that is gone")
+	}
+}
+
 func TestNotes(t *testing.T) {
 	s := Stats{Sockets: []string{"run/a\n"}, Mounts: []string{"proc"}}
 	if got := s.Notes(); len(got) != 2 || got[0] != `"run/a\n" is a socket: skipped` || got[1] != `"proc" is a mount point: kept empty` {

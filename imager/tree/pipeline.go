@@ -12,7 +12,7 @@ import (
 
 const (
 	// budgetBytes is what is read ahead of the sink at most.
-	budgetBytes = 16 << 20
+	budgetBytes = 12 << 20
 	// slabBytes is what is read into one buffer: several small files, or a
 	// part of a large one.
 	slabBytes = 1 << 20

@@ -71,7 +71,7 @@ func TestSlabs(t *testing.T) {
 	var before runtime.MemStats
 	runtime.ReadMemStats(&before)
 	sink := &heapSink{}
-	m, stats, err := Capture(t.Context(), dir, CaptureOptions{Sink: sink, Parallel: 8})
+	m, stats, err := Capture(t.Context(), dir, CaptureOptions{Sink: sink, Parallel: 16})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,9 +81,10 @@ func TestSlabs(t *testing.T) {
 	if stats.Bytes != m.TotalSize() || stats.NewBytes != stats.Bytes {
 		t.Errorf("%d bytes new of %d of %d", stats.NewBytes, stats.Bytes, m.TotalSize())
 	}
-	// The budget, what the file whose turn it is may take beyond it, what
-	// waits for answers, and the entries.
-	if used := int64(sink.heap) - int64(before.HeapAlloc); used > budgetBytes+(8+inFlight)*slabBytes {
+	// The budget, what the job whose turn it is may take beyond it, slabs that
+	// wait for answers or to be used again, and the entries.
+	used := int64(sink.heap) - int64(before.HeapAlloc)
+	if t.Logf("%d bytes on the heap", used); used > 3*budgetBytes {
 		t.Errorf("%d bytes on the heap", used)
 	}
 }
