@@ -11,7 +11,6 @@ import (
 	"strings"
 	"testing"
 
-
 	"ingot/internal/steps"
 	"ingot/internal/torture"
 )
