@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -104,7 +105,7 @@ func checkPage(t *testing.T, text string) {
 func TestExamplesParse(t *testing.T) {
 	pages := map[string][]string{"ingot": appPage((&program{}).app()).examples}
 	for name, c := range commands(t) {
-		if pages[name] = pageOf(c, "ingot "+name).examples; len(pages[name]) == 0 || pages[name][0] == "" {
+		if pages[name] = continued(pageOf(c, "ingot "+name).examples); len(pages[name]) == 0 || pages[name][0] == "" {
 			t.Errorf("ingot %s has no example", name)
 		}
 		for _, e := range pages[name] {
@@ -119,9 +120,11 @@ func TestExamplesParse(t *testing.T) {
 			if strings.Contains(remark, exampleGap) || strings.HasPrefix(remark, "-") {
 				t.Errorf("ingot %s: remark %q", name, remark)
 			}
-			command, _, _ = strings.Cut(command, " && ")
-			command, _, _ = strings.Cut(command, " >> ")
-			if why := parses(t, shellWords(t, command)); why != "" {
+			words := shellWords(t, command)
+			if end := slices.IndexFunc(words, func(w string) bool { return w == "&&" || w == ">>" }); end >= 0 {
+				words = words[:end]
+			}
+			if why := parses(t, words); why != "" {
 				t.Errorf("ingot %s: example %q: %s", name, command, why)
 			}
 		}
@@ -131,6 +134,11 @@ func TestExamplesParse(t *testing.T) {
 			t.Errorf("%q parses: this test cannot fail", bad)
 		}
 	}
+}
+
+// continued joins lines that end with a backslash with the next, as a shell does.
+func continued(lines []string) []string {
+	return strings.Split(strings.ReplaceAll(strings.Join(lines, "\n"), " \\\n", ""), "\n")
 }
 
 // parses runs a command line with every verb's action replaced by a check of
