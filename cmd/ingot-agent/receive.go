@@ -50,7 +50,7 @@ func receive(c *cli.Context) error {
 // own work to do. Above the limit it collects as often as it can.
 func stayLean() {
 	debug.SetGCPercent(40)
-	debug.SetMemoryLimit(56 << 20)
+	debug.SetMemoryLimit(64 << 20)
 }
 
 // answer serves one request.
