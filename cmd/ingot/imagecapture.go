@@ -44,15 +44,15 @@ func (p *program) captureVerb() verb {
   in it. Elsewhere --snapshot takes a COMMAND that prints the directory of a snapshot (the last line
   of its output; in its environment INGOT_TREE is what to capture), and --snapshot-end one that
   releases it, which is run whatever happens (INGOT_SNAPSHOT is the directory); after a crash the
-  next capture with --snapshot runs it.`,
+  next capture with --snapshot runs it.
+
+  With LVM the first could be 'set -e; lvcreate -qq -s -n ingot -L 5G vg/root; mount -o ro
+  /dev/vg/ingot /mnt; echo /mnt' and the second 'umount /mnt; lvremove -qqf vg/ingot'. With ZFS,
+  'set -e; zfs snapshot rpool/root@ingot; echo /.zfs/snapshot/ingot' and 'zfs destroy
+  rpool/root@ingot'.`,
 		examples: []string{"ingot image capture /srv/golden web:2", "ingot image capture root@n1:/ web:2      n1 is a node, or any host in known_hosts",
 			"ingot image capture root@n1:/ web:2 --exclude '/srv/**' --allow-changed '/var/lib/munin/**'",
-			`ingot image capture root@n1:/ web:2 \`,
-			`  --snapshot 'lvcreate -qq -s -n ingot -L 5G vg/root && mount -o ro /dev/vg/ingot /mnt && echo /mnt' \`,
-			`  --snapshot-end 'umount /mnt; lvremove -qqf vg/ingot'`,
-			`ingot image capture root@n1:/ web:2 \`,
-			`  --snapshot 'zfs snapshot rpool/root@ingot && echo /.zfs/snapshot/ingot' \`,
-			`  --snapshot-end 'zfs destroy rpool/root@ingot'`},
+			"ingot image capture root@n1:/ web:2 --snapshot '/root/snap on' --snapshot-end '/root/snap off'"},
 		flags: []cli.Flag{
 			&cli.StringSliceFlag{Name: "exclude", Usage: "leave out paths like `PATTERN`, such as '/srv/**'; may be repeated"},
 			bwlimitFlag(),
