@@ -4,7 +4,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
+	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"ingot/internal/digest"
 	"ingot/internal/entry"
@@ -118,7 +121,28 @@ func (n *Node) readCache(g Generation, m *manifest.Manifest) states {
 	if !ok && (gen == 0 || gen == g.Number && id == g.Manifest) {
 		n.log().Warn("stat cache is damaged: ignored", slogx.Path, in("statcache"))
 	}
+	var top unix.Stat_t
+	if err := unix.Fstat(n.top, &top); err != nil {
+		return nil
+	}
+	s.moved(top.Dev)
 	return s
+}
+
+// moved gives the file system of the tree the number that it has now: btrfs
+// takes another at each mount, and disks change places. Inodes with their
+// ctimes tell one file system from another well enough.
+func (s states) moved(dev uint64) {
+	first := slices.IndexFunc(s, func(k known) bool { return k.Ino != 0 })
+	if first < 0 || s[first].Dev == dev {
+		return
+	}
+	was := s[first].Dev
+	for i := range s {
+		if s[i].Ino != 0 && s[i].Dev == was {
+			s[i].Dev = dev
+		}
+	}
 }
 
 // decodeCache reads a stat cache if it is the one of m, as mine says.
