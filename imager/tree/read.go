@@ -99,11 +99,19 @@ func (r *reader) room(ctx context.Context, n int) error {
 	if err != nil {
 		return err
 	}
-	r.s, r.start, r.end = s, 0, copy(s.buf, tail)
+	// First the copy: a slab that is shipped is soon filled by somebody else.
+	end := copy(s.buf, tail)
+	if s != r.s {
+		if err := r.ship(ctx); err != nil {
+			return err
+		}
+	}
+	r.s, r.start, r.end = s, 0, end
 	return nil
 }
 
-// another returns a slab to go on with, and ships the one before.
+// another returns a slab to go on with; the one before is to be shipped unless
+// its pieces are in this one.
 func (r *reader) another(ctx context.Context) (*slab, error) {
 	if r.own {
 		if r.s == nil {
@@ -112,14 +120,11 @@ func (r *reader) another(ctx context.Context) (*slab, error) {
 		return r.s, nil // what was cut has been used
 	}
 	s, err := r.c.slab(ctx, r.j.seq)
-	if err != nil {
-		return nil, err
-	}
-	if r.s != nil && r.s.buf == nil { // it has pieces, all from the cache
+	if err == nil && r.s != nil && r.s.buf == nil { // it has pieces, all from the cache
 		s.pieces = append(s.pieces, r.s.pieces...)
-		return s, nil
+		r.s = nil
 	}
-	return s, r.ship(ctx)
+	return s, err
 }
 
 // split reads x to its end and calls emit for each chunk. data stays as it is
