@@ -45,3 +45,33 @@ func TestLimit(t *testing.T) {
 		})
 	}
 }
+
+// An answer that comes late because of all that comes before it is waited for;
+// a peer that is silent is given up.
+func TestWatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		at, asked := start, 0
+		talk := time.NewTicker(20 * time.Second) // less often than it may be silent
+		go func() {
+			for range 15 {
+				at = <-talk.C
+			}
+		}()
+		ask := func() error {
+			if asked++; asked > 1 {
+				<-t.Context().Done() // the line was cut
+				return nil
+			}
+			time.Sleep(2 * time.Minute)
+			return nil
+		}
+		var gone time.Duration
+		end := make(chan struct{})
+		go watch(ask, func() time.Time { return at }, func() { gone = time.Since(start); close(end) })
+		<-end
+		if gone != 5*time.Minute+mayBeMute {
+			t.Errorf("given up after %s, asked %d times", gone, asked)
+		}
+	})
+}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -90,6 +91,8 @@ func dial(ctx context.Context, t Target) (*Conn, error) {
 		}
 		return nil, errors.Join(err, c.closeAgent())
 	}
+	in := &heard{Conn: nc}
+	nc = in
 	if t.Limit != nil {
 		nc = limited{nc, t.Limit}
 	}
@@ -118,30 +121,78 @@ func dial(ctx context.Context, t Target) (*Conn, error) {
 		return nil, errors.Join(err, c.closeAgent())
 	}
 	c.client = ssh.NewClient(sc, chans, reqs)
-	go c.keepAlive()
+	go c.keepAlive(in)
 	return c, nil
 }
 
-// keepAlive closes the connection when the peer does not answer for half a
-// minute, so that a cut cable ends the wait.
-func (c *Conn) keepAlive() {
+// keepAlive closes the connection when the peer is silent, so that a cut cable
+// ends the wait.
+func (c *Conn) keepAlive(in *heard) {
+	ask := func() error {
+		_, _, err := c.client.SendRequest("keepalive@openssh.com", true, nil)
+		return err
+	}
+	watch(ask, in.last, func() { c.client.Close() })
+}
+
+// How often a peer is asked whether it is there, and how long it may be silent then.
+const (
+	askEvery  = 10 * time.Second
+	mayBeMute = 30 * time.Second
+)
+
+// watch asks again and again until that fails, and gives up when neither an
+// answer nor anything else is heard. On a slow line the answer comes behind
+// all that was sent before it, megabytes perhaps.
+func watch(ask func() error, last func() time.Time, giveUp func()) {
 	for {
-		time.Sleep(10 * time.Second)
+		time.Sleep(askEvery)
+		asked := time.Now()
 		answered := make(chan error, 1)
-		go func() {
-			_, _, err := c.client.SendRequest("keepalive@openssh.com", true, nil)
-			answered <- err
-		}()
-		select {
-		case err := <-answered:
-			if err != nil {
+		go func() { answered <- ask() }()
+		for waits := true; waits; {
+			since := asked
+			if at := last(); at.After(since) {
+				since = at
+			}
+			left := mayBeMute - time.Since(since)
+			if left <= 0 {
+				giveUp()
 				return
 			}
-		case <-time.After(30 * time.Second):
-			c.client.Close()
-			return
+			select {
+			case err := <-answered:
+				if err != nil {
+					return
+				}
+				waits = false
+			case <-time.After(left):
+			}
 		}
 	}
+}
+
+// heard is a connection that knows when something came last.
+type heard struct {
+	net.Conn
+	at atomic.Pointer[time.Time]
+}
+
+func (h *heard) Read(p []byte) (int, error) {
+	n, err := h.Conn.Read(p)
+	if n > 0 {
+		now := time.Now()
+		h.at.Store(&now)
+	}
+	return n, err
+}
+
+// last is when something was heard last; zero for never.
+func (h *heard) last() time.Time {
+	if at := h.at.Load(); at != nil {
+		return *at
+	}
+	return time.Time{}
 }
 
 func (t Target) hostKeyCheck() (ssh.HostKeyCallback, []string, error) {
