@@ -216,7 +216,7 @@ func (l *looker) dir(n int) error {
 	c := l.c
 	path := c.entries[n].Path
 	fd, err := openPlain(c.root, path, unix.O_RDONLY|unix.O_DIRECTORY)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+	if replaced(err) {
 		l.differs(path)
 		return nil
 	}

@@ -174,3 +174,31 @@ func TestFresh(t *testing.T) {
 		t.Error("a time in the future would never pass")
 	}
 }
+
+// A directory that becomes something else while the tree is scanned or read
+// does not end the capture: the second look sees it.
+func TestDirectoriesThatAreReplaced(t *testing.T) {
+	for what, put := range map[string]func(string) error{
+		"a file": func(p string) error { return os.WriteFile(p, nil, 0o600) },
+		"a link": func(p string) error { return os.Symlink("a", p) },
+	} {
+		dir, p := meadow(t)
+		root, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		must(t, err)
+		defer unix.Close(root)
+		c := &capture{o: &CaptureOptions{}, root: root, unread: map[int]bool{}}
+		must(t, c.look(t.Context()))
+		must(t, os.RemoveAll(p("b")))
+		must(t, put(p("b")))
+		if err := c.contents(t.Context(), c.files); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if bad, _, err := c.changes(t.Context()); err != nil || !slices.Contains(bad, "b") {
+			t.Errorf("%s: changed is %q, %v", what, bad, err)
+		}
+		s := &scanner{root: root, c: c, stats: &c.stats}
+		if err := s.dir(&found{Entry: entry.Entry{Path: "b", Type: entry.Dir}}); err != nil {
+			t.Errorf("%s: scan: %v", what, err)
+		}
+	}
+}

@@ -30,7 +30,8 @@ type job struct {
 	seq    int
 	files  []int // numbers of entries
 	slabs  chan *slab
-	cached int // files known from the cache
+	cached int   // files known from the cache
+	bytes  int64 // of content
 }
 
 // slab is content that was read, in pieces.
@@ -164,11 +165,7 @@ func (c *capture) drain(ctx context.Context, order <-chan *job, b *batch) error 
 			}
 		}
 		files += int64(len(j.files))
-		for _, n := range j.files {
-			for _, k := range c.entries[n].Chunks {
-				bytes += int64(k.Size)
-			}
-		}
+		bytes += j.bytes // entries of the cache may be read again just now
 		c.stats.Cached += j.cached
 		if c.o.Progress != nil {
 			c.o.Progress(bytes, files)

@@ -176,3 +176,39 @@ func TestAChunkThatDoesNotComeAfterAll(t *testing.T) {
 		t.Errorf("put %d times; %+v", sink.n, e)
 	}
 }
+
+// needy is a sink that misses everything.
+type needy struct{}
+
+func (needy) Missing(_ context.Context, ids []digest.ID) ([]digest.ID, error) { return ids, nil }
+func (needy) Put(context.Context, digest.ID, []byte) error                    { return nil }
+
+// Files of the cache whose chunks the sink misses are read while files of the
+// same job are being read or counted (the race detector judges that).
+func TestCachedFilesThatTheSinkMisses(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 900 {
+		data := make([]byte, 100)
+		if i%3 == 0 {
+			data = make([]byte, 60000)
+		}
+		copy(data, fmt.Sprint(i))
+		must(t, os.WriteFile(filepath.Join(dir, fmt.Sprintf("%04d", i)), data, 0o600))
+	}
+	cache, err := OpenCache(filepath.Join(t.TempDir(), "cache"))
+	must(t, err)
+	time.Sleep(2 * tick)
+	m, _ := captureDir(t, dir, CaptureOptions{Captured: func(path string, st entry.Stat, e *entry.Entry) {
+		if e.Size == 100 {
+			cache.Record(path, st, e)
+		}
+	}})
+	must(t, cache.Save())
+	cache, err = OpenCache(cache.path)
+	must(t, err)
+	var bytes int64
+	again, stats := captureDir(t, dir, CaptureOptions{Sink: needy{}, Cache: cache, Parallel: 4, Progress: func(n, _ int64) { bytes = n }})
+	if again.ID() != m.ID() || stats.Cached != 600 || bytes != m.TotalSize() {
+		t.Errorf("%d cached, %d bytes seen of %d, as before: %v", stats.Cached, bytes, m.TotalSize(), again.ID() == m.ID())
+	}
+}

@@ -36,6 +36,9 @@ func (r *reader) job(ctx context.Context, j *job) error {
 		if err := r.file(ctx, n); err != nil {
 			return err
 		}
+		for _, k := range r.c.entries[n].Chunks {
+			j.bytes += int64(k.Size)
+		}
 	}
 	return r.ship(ctx)
 }
@@ -211,7 +214,7 @@ func (r *reader) once(ctx context.Context, n int, anyhow bool, emit func(digest.
 	c := r.c
 	e := &c.entries[n]
 	fd, err := openPlain(c.root, e.Path, unix.O_RDONLY)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
+	if replaced(err) || errors.Is(err, unix.ENXIO) {
 		return 0, fmt.Errorf("%w: it is gone or something else", ErrChanged)
 	}
 	if err != nil {

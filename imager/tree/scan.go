@@ -185,8 +185,8 @@ func (s *scanner) work() {
 // dir reads what is in d.
 func (s *scanner) dir(d *found) error {
 	fd, err := openPlain(s.root, d.Path, unix.O_RDONLY|unix.O_DIRECTORY)
-	if errors.Is(err, fs.ErrNotExist) && d.Path != "." {
-		return nil // removed since its parent was read; it stays, empty, as it was then
+	if replaced(err) && d.Path != "." {
+		return nil // since its parent was read; it stays, empty, as it was then, until the second look
 	}
 	if err != nil {
 		return err
@@ -275,6 +275,12 @@ func mountID(dirfd int, name string, flags int) (uint64, bool) {
 		return 0, false
 	}
 	return st.Mnt_id, true
+}
+
+// replaced reports whether an error of openPlain is that of a path that is gone,
+// or of which a directory has become something else.
+func replaced(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
 }
 
 // openPlain opens path below root for reading. It leaves the access time
