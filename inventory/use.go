@@ -8,15 +8,20 @@ import (
 )
 
 // Retire records which generations node keeps itself: all others, but the
-// newest, are retired. They stay in the list, and keep no image from being removed.
+// newest and the newest of the whole tree, are retired. They stay in the list,
+// and keep no image from being removed.
 func (d *DB) Retire(ctx context.Context, node string, keeps []int) error {
 	err := d.tx(ctx, func(tx *sql.Tx) error {
 		list, err := generations(ctx, tx, node)
 		if err != nil {
 			return err
 		}
+		whole := len(list) - 1 // what most of the tree is of, though it may not be kept to go back to
+		for whole > 0 && list[whole].Within != "" {
+			whole--
+		}
 		for i, g := range list {
-			retired := i < len(list)-1 && !slices.Contains(keeps, g.Number)
+			retired := i < len(list)-1 && i != whole && !slices.Contains(keeps, g.Number)
 			if retired == g.Retired {
 				continue
 			}

@@ -88,6 +88,13 @@ func TestUsesOfParts(t *testing.T) {
 	if err != nil || len(uses) != 2 || uses[0].How != Runs || uses[0].Image != "a" || uses[1].How != Keeps {
 		t.Errorf("uses: %+v, %v", uses, err)
 	}
+	// The node cannot go back to it any more, but most of its tree still is of it.
+	if err := db.Retire(t.Context(), "n1", []int{2}); err != nil {
+		t.Fatal(err)
+	}
+	if uses, err = db.Uses(t.Context()); err != nil || len(uses) != 2 || uses[0].How != Runs || uses[0].Image != "a" {
+		t.Errorf("uses after it was retired: %+v, %v", uses, err)
+	}
 	list, err := db.Generations(t.Context(), "n1")
 	if err != nil || list[1].Within != "srv/www" {
 		t.Errorf("generations: %+v, %v", list, err)
