@@ -43,8 +43,8 @@ func (p *program) captureVerb() verb {
   snapshot of these. That is what happens where the root of a node is a btrfs subvolume without others
   in it. Elsewhere --snapshot takes a COMMAND that prints the directory of a snapshot (the last line
   of its output; in its environment INGOT_TREE is what to capture), and --snapshot-end one that
-  releases it, which is run whatever happens (INGOT_SNAPSHOT is the directory); after a crash the
-  next capture with --snapshot runs it.
+  releases it, which is run whatever happens (INGOT_SNAPSHOT is the directory, empty when none was made); after a
+  crash the next capture with --snapshot runs it.
 
   With LVM the first could be 'set -e; lvcreate -qq -s -n ingot -L 5G vg/root; mount -o ro
   /dev/vg/ingot /mnt; echo /mnt' and the second 'umount /mnt; lvremove -qqf vg/ingot'. With ZFS,

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -113,13 +114,12 @@ func openState(ctx context.Context, top string) (*state, error) {
 	if err := os.MkdirAll(st.dir, 0o700); err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{filepath.Dir(st.dir), st.dir} {
-		if err := isOurs(dir); err != nil {
-			return nil, err
-		}
+	above, err := openOurs(unix.AT_FDCWD, filepath.Dir(st.dir))
+	if err != nil {
+		return nil, err
 	}
-	var err error
-	if st.f, err = os.Open(st.dir); err != nil {
+	defer above.Close()
+	if st.f, err = openOurs(int(above.Fd()), filepath.Base(st.dir)); err != nil {
 		return nil, err
 	}
 	if err := unix.Flock(int(st.f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
@@ -135,33 +135,50 @@ func openState(ctx context.Context, top string) (*state, error) {
 	return st, nil
 }
 
-// isOurs refuses a directory or file that somebody else could have put there:
-// the tree may be anybody's, and the command in it is run.
-func isOurs(path string) error {
+// openOurs opens a directory or file, and refuses one that somebody else could
+// have put there: the tree may be anybody's, and the command in it is run. What
+// is judged is what was opened, whatever takes its name meanwhile.
+func openOurs(dirfd int, path string) (*os.File, error) {
+	fd, err := unix.Openat(dirfd, path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ELOOP) {
+		return nil, notOurs(path)
+	}
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), path)
 	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); err != nil {
-		return &fs.PathError{Op: "stat", Path: path, Err: err}
+	if err = unix.Fstat(fd, &st); err == nil {
+		if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFDIR && kind != unix.S_IFREG || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
+			err = notOurs(path)
+		}
 	}
-	if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFDIR && kind != unix.S_IFREG || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
-		return fmt.Errorf("%q is not ingot's: it is a link, or others may write to it", path)
+	if err != nil {
+		f.Close()
+		return nil, err
 	}
-	return nil
+	return f, nil
+}
+
+func notOurs(path string) error {
+	return fmt.Errorf("%q is not ingot's: it is a link, or others may write to it", path)
 }
 
 func (st *state) close() error { return st.f.Close() }
 
+// sweep removes what a capture that was killed has left. The note is the
+// command that releases it and, behind a zero byte, the directory, if one was made.
 func (st *state) sweep(ctx context.Context, top string) error {
-	if cmd, err := os.ReadFile(filepath.Join(st.dir, endFile)); err == nil {
-		if err := isOurs(filepath.Join(st.dir, endFile)); err != nil {
+	switch note, err := st.note(); {
+	case err == nil:
+		cmd, dir, _ := strings.Cut(string(note), "\x00")
+		if _, err := run(ctx, top, dir, cmd); err != nil {
 			return err
 		}
-		if _, err := run(ctx, top, "", string(cmd)); err != nil {
-			return err
+		if err := unix.Unlinkat(int(st.f.Fd()), endFile, 0); err != nil {
+			return fmt.Errorf("remove the note of it: %w", err)
 		}
-		if err := os.Remove(filepath.Join(st.dir, endFile)); err != nil {
-			return err
-		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
 	if _, err := durable.Sweep(st.dir); err != nil {
@@ -179,6 +196,15 @@ func (st *state) sweep(ctx context.Context, top string) error {
 		}
 	}
 	return nil
+}
+
+func (st *state) note() ([]byte, error) {
+	f, err := openOurs(int(st.f.Fd()), endFile)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(f)
 }
 
 // command has a command make a snapshot. The command that releases it is
@@ -204,11 +230,14 @@ func (st *state) command(ctx context.Context, top, how, end string) (*Snapshot, 
 	}
 	out, err := run(ctx, top, "", how)
 	if err == nil {
-		s.Dir = strings.TrimSpace(out)
-		if i := strings.LastIndexByte(s.Dir, '\n'); i >= 0 {
-			s.Dir = s.Dir[i+1:]
+		dir := strings.TrimSpace(out)
+		dir = dir[strings.LastIndexByte(dir, '\n')+1:]
+		if err = isTree(dir, top); err == nil {
+			s.Dir = dir // else no command that removes it hears of it
 		}
-		err = isTree(s.Dir, top)
+	}
+	if err == nil && end != "" {
+		err = durable.WriteFile(note, []byte(end+"\x00"+s.Dir), 0o600)
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.release())

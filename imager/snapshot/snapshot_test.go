@@ -151,8 +151,8 @@ func TestCommand(t *testing.T) {
 		if _, err := Take(t.Context(), top, how, end); err == nil {
 			t.Errorf("%s: taken", what)
 		}
-		if b, _ := os.ReadFile(log); string(b) == "" {
-			t.Errorf("%s: not released", what)
+		if b, _ := os.ReadFile(log); string(b) != "end \n" { // and no word of a directory that is none
+			t.Errorf("%s: ran %q", what, b)
 		}
 	}
 	if _, err := Take(t.Context(), top, "echo "+other, ""); err != nil {
@@ -165,12 +165,12 @@ func TestCommandAfterAKill(t *testing.T) {
 	log := filepath.Join(t.TempDir(), "log")
 	st, err := openState(t.Context(), top)
 	must(t, err)
-	_, err = st.command(t.Context(), top, "echo "+other, "echo released >>"+log)
+	_, err = st.command(t.Context(), top, "echo "+other, "echo released $INGOT_SNAPSHOT >>"+log)
 	must(t, err)
 	must(t, st.close())
 	s, err := Take(t.Context(), top, "cat "+log+"; echo "+other, "true")
 	must(t, err)
-	if b, _ := os.ReadFile(log); string(b) != "released\n" {
+	if b, _ := os.ReadFile(log); string(b) != "released "+other+"\n" {
 		t.Errorf("ran %q", b)
 	}
 	must(t, s.Release())
@@ -185,6 +185,10 @@ func TestPlantedCommand(t *testing.T) {
 		"somebody's file":      func(d string) { must(t, os.Chown(d+"/.ingot/snapshots/end", 1000, 1000)) },
 		"somebody's directory": func(d string) { must(t, os.Chown(d+"/.ingot", 1000, 1000)) },
 		"all may write":        func(d string) { must(t, os.Chmod(d+"/.ingot/snapshots", 0o777)) },
+		"a linked file": func(d string) {
+			must(t, os.Rename(d+"/.ingot/snapshots/end", d+"/x"))
+			must(t, os.Symlink("../../x", d+"/.ingot/snapshots/end"))
+		},
 		"a link": func(d string) {
 			must(t, os.Rename(d+"/.ingot", d+"/x"))
 			must(t, os.Symlink("x", d+"/.ingot"))
