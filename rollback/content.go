@@ -70,9 +70,20 @@ func readPieces(f io.ReaderAt, ranges []entry.Extent, buf []byte) error {
 	return nil
 }
 
+// readBuf is a buffer that serves one read after another, for one goroutine.
+type readBuf struct{ b []byte }
+
+// of returns n bytes, good until the next call.
+func (s *readBuf) of(n int64) []byte {
+	if int64(cap(s.b)) < n {
+		s.b = make([]byte, max(n, 256<<10))
+	}
+	return s.b[:n]
+}
+
 // holds reports whether f has exactly the bytes of e, whose chunk boundaries
 // decide where hashes begin. Allocation does not count, only what is read.
-func holds(f *os.File, size int64, e *entry.Entry) (bool, error) {
+func holds(f *os.File, size int64, e *entry.Entry, buf *readBuf) (bool, error) {
 	if size != e.Size {
 		return false, nil
 	}
@@ -82,16 +93,13 @@ func holds(f *os.File, size int64, e *entry.Entry) (bool, error) {
 		}
 	}
 	data, off := e.Data(), int64(0)
-	var buf []byte
 	for _, c := range e.Chunks {
 		n := int64(c.Size)
-		if int64(len(buf)) < n {
-			buf = make([]byte, max(n, 64<<10))
-		}
-		if err := readPieces(f, pieces(data, off, n), buf[:n]); err != nil {
+		b := buf.of(n)
+		if err := readPieces(f, pieces(data, off, n), b); err != nil {
 			return false, shortIsFalse(err)
 		}
-		if digest.Of(buf[:n]) != c.ID {
+		if digest.Of(b) != c.ID {
 			return false, nil
 		}
 		off += n
@@ -129,7 +137,7 @@ func zeros(f *os.File, x entry.Extent) (bool, error) {
 }
 
 // describe reads f's content into e: holes, and chunks of fixed size.
-func describe(f *os.File, size int64, e *entry.Entry) error {
+func describe(f *os.File, size int64, e *entry.Entry, buf *readBuf) error {
 	holes, err := entry.HolesOf(f, size)
 	if err != nil {
 		return err
@@ -140,9 +148,8 @@ func describe(f *os.File, size int64, e *entry.Entry) error {
 	for _, d := range data {
 		total += d.Len
 	}
-	buf := make([]byte, min(total, pieceSize))
 	for off := int64(0); off < total; off += pieceSize {
-		b := buf[:min(total-off, pieceSize)]
+		b := buf.of(min(total-off, pieceSize))
 		if err := readPieces(f, pieces(data, off, int64(len(b))), b); err != nil {
 			return fmt.Errorf("read %q: %w", f.Name(), err)
 		}

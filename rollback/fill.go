@@ -314,7 +314,8 @@ func (n *Node) put(f *os.File, ranges []entry.Extent, b []byte) error {
 type localReader struct {
 	n    *Node
 	from *os.File // the file that was read last
-	buf  []byte
+	buf  readBuf
+	got  []byte // the chunk that was read last, in buf
 }
 
 // chunk returns a chunk, nil when it is not there (any more). It is good until
@@ -335,16 +336,13 @@ func (r *localReader) chunk(p *Plan, c entry.Chunk) []byte {
 	if !r.holds(r.from, pieces(at.content.Data(), at.off, int64(c.Size)), c) {
 		return nil
 	}
-	return r.buf
+	return r.got
 }
 
 // holds reads ranges of f and reports whether they are the chunk.
 func (r *localReader) holds(f *os.File, ranges []entry.Extent, c entry.Chunk) bool {
-	if cap(r.buf) < int(c.Size) {
-		r.buf = make([]byte, max(c.Size, 256<<10))
-	}
-	r.buf = r.buf[:c.Size]
-	return readPieces(f, ranges, r.buf) == nil && digest.Of(r.buf) == c.ID
+	r.got = r.buf.of(int64(c.Size))
+	return readPieces(f, ranges, r.got) == nil && digest.Of(r.got) == c.ID
 }
 
 func (r *localReader) close() {

@@ -111,20 +111,27 @@ func (n *Node) Manifest(num int) (*manifest.Manifest, error) {
 	if n.read.m != nil && n.read.id == g.Manifest {
 		return n.read.m, nil
 	}
-	path := genDir(num, "manifest")
-	b, err := n.readState(path)
+	b, err := n.readManifest(g)
+	if err != nil {
+		return nil, err
+	}
+	m, err := manifest.Decode(b)
+	if err != nil {
+		return nil, fmt.Errorf("read %q: %w: %w", genDir(num, "manifest"), ErrCorrupt, err)
+	}
+	n.read = memo{g.Manifest, m}
+	return m, nil
+}
+
+func (n *Node) readManifest(g Generation) ([]byte, error) {
+	b, err := n.readState(genDir(g.Number, "manifest"))
 	if err != nil {
 		return nil, err
 	}
 	if id := digest.Of(b); id != g.Manifest {
-		return nil, fmt.Errorf("manifest of generation %d: is %s, should be %s: %w", num, id.Short(), g.Manifest.Short(), ErrCorrupt)
+		return nil, fmt.Errorf("manifest of generation %d: is %s, should be %s: %w", g.Number, id.Short(), g.Manifest.Short(), ErrCorrupt)
 	}
-	m, err := manifest.Decode(b)
-	if err != nil {
-		return nil, fmt.Errorf("read %q: %w: %w", path, ErrCorrupt, err)
-	}
-	n.read = memo{g.Manifest, m}
-	return m, nil
+	return b, nil
 }
 
 // checked reports whether m is the manifest that was read last, which then was valid.
@@ -137,11 +144,19 @@ func (n *Node) checked(m *manifest.Manifest) bool {
 // Left returns the tree as it was when the generation was left, local changes
 // included; for the current one and where nothing differed, its manifest.
 func (n *Node) Left(num int) (*manifest.Manifest, error) {
-	path := genDir(num, "left")
-	b, err := n.readState(path)
+	b, err := n.readLeft(num)
 	if notThere(err) {
 		return n.Manifest(num)
 	}
+	if err != nil {
+		return nil, err
+	}
+	return manifest.Decode(b)
+}
+
+func (n *Node) readLeft(num int) ([]byte, error) {
+	path := genDir(num, "left")
+	b, err := n.readState(path)
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +164,23 @@ func (n *Node) Left(num int) (*manifest.Manifest, error) {
 	if len(b) < len(id) || digest.ID(b[:len(id)]) != digest.Of(b[len(id):]) {
 		return nil, fmt.Errorf("read %q: does not have its digest: %w", path, ErrCorrupt)
 	}
-	return manifest.Decode(b[len(id):])
+	return b[len(id):], nil
+}
+
+// leftPart is Left for some paths, and what they are hard links to, without
+// the rest in memory.
+func (n *Node) leftPart(num int, paths map[string]bool) (*manifest.Manifest, error) {
+	b, err := n.readLeft(num)
+	if notThere(err) {
+		var g Generation
+		if g, err = n.generation(num); err == nil {
+			b, err = n.readManifest(g)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return manifest.Pick(b, paths)
 }
 
 // Pin keeps a generation, and those after it that a rollback to it needs, from being retired.
@@ -242,9 +273,8 @@ func (n *Node) writeGeneration(dir string, g Generation, m *manifest.Manifest) (
 	if g.Mode == "" {
 		g.Mode = "live"
 	}
-	b := m.Encode()
-	g.Manifest = digest.Of(b)
-	if err := n.putState(dir+"/manifest", b); err != nil {
+	var err error
+	if g.Manifest, err = n.putManifest(dir+"/manifest", nil, m); err != nil {
 		return g.Manifest, err
 	}
 	return g.Manifest, n.putState(dir+"/meta.json", encodeMeta(g))

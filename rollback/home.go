@@ -1,6 +1,8 @@
 package rollback
 
 import (
+	"bufio"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -10,7 +12,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ingot/internal/digest"
 	"ingot/internal/entry"
+	"ingot/internal/manifest"
 )
 
 // maxState bounds the files of .ingot that are read into memory.
@@ -45,6 +49,38 @@ func (n *Node) putState(path string, b []byte) error {
 	}
 	defer f.Close()
 	return n.sys.writeAt(f, path, b, 0)
+}
+
+// putManifest is putState of head and the encoding of a manifest, which is
+// never in memory whole. It returns the digest of the latter.
+func (n *Node) putManifest(path string, head []byte, m *manifest.Manifest) (id digest.ID, err error) {
+	f, err := n.createState(path, unix.O_EXCL)
+	if err != nil {
+		return id, err
+	}
+	defer f.Close()
+	w := bufio.NewWriterSize(&stateWriter{n: n, f: f}, 256<<10)
+	h := sha256.New()
+	w.Write(head) // like all of bufio it remembers the error
+	if _, err := m.WriteTo(io.MultiWriter(w, h)); err != nil {
+		return id, err
+	}
+	return digest.ID(h.Sum(nil)), w.Flush()
+}
+
+// stateWriter appends to a file of .ingot.
+type stateWriter struct {
+	n   *Node
+	f   *os.File
+	off int64
+}
+
+func (w *stateWriter) Write(b []byte) (int, error) {
+	if err := w.n.sys.writeAt(w.f, w.f.Name(), b, w.off); err != nil {
+		return 0, err
+	}
+	w.off += int64(len(b))
+	return len(b), nil
 }
 
 // writeState replaces a file of .ingot durably: temporary, fsync, rename, fsync of the directory.

@@ -125,7 +125,10 @@ func adopt(l *live, base, target *index, known cover) *index {
 	out := indexOf(b.build(l))
 	at := cursor{out.m.Entries}
 	for _, it := range taken {
-		it.base, it.sameBase = at.to(it.Path), it.Type == entry.File
+		if it.base = at.to(it.Path); it.base != nil {
+			it.Entry = it.base // that it had of its own is needed no more
+		}
+		it.sameBase = it.Type == entry.File
 	}
 	return out
 }
@@ -339,7 +342,11 @@ func (n *Node) offerUndo(ctx context.Context, p *Plan, want map[digest.ID]uint32
 		}
 	}
 	for gen, copies := range p.undo.gens {
-		m, err := n.Left(gen)
+		paths := make(map[string]bool, len(copies))
+		for _, u := range copies {
+			paths[u.of] = true
+		}
+		m, err := n.leftPart(gen, paths)
 		if err != nil {
 			return err
 		}

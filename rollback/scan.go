@@ -121,8 +121,9 @@ func (s *scanner) contents(ctx context.Context, l *live) error {
 	todo := make(chan *item)
 	for range min(4, runtime.GOMAXPROCS(0)) {
 		wg.Go(func() {
+			buf := &readBuf{}
 			for it := range todo {
-				if err := s.content(it); err != nil {
+				if err := s.content(it, buf); err != nil {
 					once.Do(func() { failed = fmt.Errorf("read %q: %w", it.Path, err) })
 				}
 			}
@@ -175,7 +176,7 @@ func sameBytes(a, b *entry.Entry) (same, known bool) {
 }
 
 // content reads one file and compares it with both manifests.
-func (s *scanner) content(it *item) error {
+func (s *scanner) content(it *item, buf *readBuf) error {
 	f, err := s.n.openFile(it.Path)
 	if err != nil {
 		return err
@@ -185,7 +186,7 @@ func (s *scanner) content(it *item) error {
 		if known || e == nil || e.Type != entry.File {
 			return known, nil
 		}
-		return holds(f, it.stat.Size, x.content(e))
+		return holds(f, it.stat.Size, x.content(e), buf)
 	}
 	if it.sameTarget, err = try(s.target, it.target, it.sameTarget); err != nil {
 		return err
@@ -203,5 +204,5 @@ func (s *scanner) content(it *item) error {
 		return nil
 	}
 	it.described = true
-	return describe(f, it.stat.Size, it.Entry)
+	return describe(f, it.stat.Size, it.Entry, buf)
 }

@@ -114,7 +114,8 @@ func (n *Node) stageLeft(p *Plan, dir string) error {
 	if id == g.Manifest {
 		return nil
 	}
-	return n.putState(dir+"/left", append(id[:], p.left.Encode()...))
+	_, err = n.putManifest(dir+"/left", id[:], p.left)
+	return err
 }
 
 // stageTarget begins the record of the new generation with its target. A

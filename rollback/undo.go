@@ -90,6 +90,7 @@ func (n *Node) gather(x *undoIndex, gen int, j *journal) {
 func (n *Node) choose(ctx context.Context, p *Plan, x *undoIndex) error {
 	p.links = map[int]undoFile{}
 	taken := map[uint64]bool{}
+	var buf readBuf
 	looked, err := n.lookFirst(ctx, p, x)
 	if err != nil {
 		return err
@@ -108,7 +109,7 @@ func (n *Node) choose(ctx context.Context, p *Plan, x *undoIndex) error {
 			}
 			err := looked[i].err
 			if looked[i].at != u.undoFile {
-				err = n.intact(u.undoCopy, s.content)
+				err = n.intact(u.undoCopy, s.content, &buf)
 			}
 			if err == nil {
 				taken[u.stat.Ino] = true
@@ -134,13 +135,13 @@ type verdict struct {
 // lookFirst reads the likeliest undo copy of each step, several at once.
 func (n *Node) lookFirst(ctx context.Context, p *Plan, x *undoIndex) ([]verdict, error) {
 	out := make([]verdict, len(p.Steps))
-	return out, n.spread(ctx, len(p.Steps), func(_ *localReader, i int) error {
+	return out, n.spread(ctx, len(p.Steps), func(r *localReader, i int) error {
 		s := &p.Steps[i]
 		if s.content == nil || s.Kind > Add || s.link != s.slot {
 			return nil
 		}
 		if c := x.candidates(s); len(c) > 0 {
-			out[i] = verdict{c[0].undoFile, n.intact(c[0].undoCopy, s.content)}
+			out[i] = verdict{c[0].undoFile, n.intact(c[0].undoCopy, s.content, &r.buf)}
 		}
 		return nil
 	})
@@ -179,13 +180,13 @@ func (x *undoIndex) candidates(s *Step) []candidate {
 }
 
 // intact reads an undo copy and compares it with what it should hold.
-func (n *Node) intact(u undoCopy, want *entry.Entry) error {
+func (n *Node) intact(u undoCopy, want *entry.Entry, buf *readBuf) error {
 	f, err := n.openFile(u.path())
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	ok, err := holds(f, u.stat.Size, want)
+	ok, err := holds(f, u.stat.Size, want, buf)
 	if err == nil && !ok {
 		err = fmt.Errorf("does not hold what was displaced: %w", ErrDamaged)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"unsafe"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -110,6 +111,51 @@ func decode(s string) (*Manifest, error) {
 		return nil, fmt.Errorf("%d bytes after the last entry", len(rest))
 	}
 	return m, nil
+}
+
+// Pick decodes those entries of an encoded manifest that want asks for by path
+// and link, without holding the others: with their paths in wanted, and with
+// what these link to. It checks neither order nor canonical form: b has to be
+// known by its digest.
+func Pick(b []byte, wanted map[string]bool) (*Manifest, error) {
+	s := unsafe.String(unsafe.SliceData(b), len(b))
+	heads := map[string]bool{}
+	m, err := pick(s, func(e *entry.Entry) bool {
+		if wanted[e.Path] && e.Link != "" {
+			heads[e.Link] = true
+		}
+		return wanted[e.Path]
+	})
+	if err == nil && len(heads) > 0 {
+		m, err = pick(s, func(e *entry.Entry) bool { return wanted[e.Path] || heads[e.Path] })
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read manifest: %w", err)
+	}
+	m.own()
+	return m, nil
+}
+
+func pick(s string, want func(*entry.Entry) bool) (*Manifest, error) {
+	_, rest, err := next(s) // the header
+	m, slab := &Manifest{}, &slabs{}
+	for err == nil && rest != "" {
+		var f field
+		if f, rest, err = next(rest); err != nil {
+			break
+		}
+		var e entry.Entry
+		mark := len(slab.chunks)
+		if err = decodeEntry(&e, f.str, slab); err != nil {
+			break
+		}
+		if want(&e) {
+			m.Entries = append(m.Entries, e)
+		} else if len(slab.chunks) >= mark+len(e.Chunks) {
+			slab.chunks = slab.chunks[:len(slab.chunks)-len(e.Chunks)]
+		}
+	}
+	return m, err
 }
 
 func decodeHeader(f field) (count uint64, err error) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"unsafe"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -60,6 +61,17 @@ func (m *Manifest) Encode() []byte {
 	b := make([]byte, 0, n)
 	m.pieces(func(p []byte) bool { b = append(b, p...); return true })
 	return b
+}
+
+// WriteTo writes the bytes of m, as Encode returns them, in small pieces.
+func (m *Manifest) WriteTo(w io.Writer) (n int64, err error) {
+	m.pieces(func(p []byte) bool {
+		var k int
+		k, err = w.Write(p)
+		n += int64(k)
+		return err == nil
+	})
+	return n, err
 }
 
 // pieces gives the encoding piece by piece, until fn returns false. Each is
@@ -157,7 +169,7 @@ var errNotCanonical = errors.New("not the canonical encoding")
 
 // Decode reads what Encode wrote and validates it. Bytes that Encode would
 // not have written are refused. The memory used is proportional to len(b),
-// whatever b claims. The result keeps b, which must not be changed any more.
+// whatever b claims. The result does not keep b.
 func Decode(b []byte) (*Manifest, error) {
 	m, err := decode(unsafe.String(unsafe.SliceData(b), len(b)))
 	if err != nil {
@@ -176,5 +188,38 @@ func Decode(b []byte) (*Manifest, error) {
 	if err := m.Validate(); err != nil {
 		return nil, fmt.Errorf("decode manifest: %w", err)
 	}
+	m.own()
 	return m, nil
+}
+
+// own copies all text, which until then is in what was decoded, to one place
+// of its own: that is much less, since chunk lists are not text.
+func (m *Manifest) own() {
+	n := 0
+	for i := range m.Entries {
+		e := &m.Entries[i]
+		n += len(e.Path) + len(e.Target) + len(e.Link)
+		for _, x := range e.Xattrs {
+			n += len(x.Name) + len(x.Value)
+		}
+	}
+	text := make([]byte, 0, n)
+	take := func(s *string) {
+		if *s == "" {
+			return
+		}
+		at := len(text)
+		text = append(text, *s...)
+		*s = unsafe.String(unsafe.SliceData(text[at:]), len(*s))
+	}
+	for i := range m.Entries {
+		e := &m.Entries[i]
+		take(&e.Path)
+		take(&e.Target)
+		take(&e.Link)
+		for j := range e.Xattrs {
+			take(&e.Xattrs[j].Name)
+			take(&e.Xattrs[j].Value)
+		}
+	}
 }
