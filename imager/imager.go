@@ -68,7 +68,7 @@ func Push(ctx context.Context, c *wire.Conn, req wire.Request, target Target, ta
 		return wire.Plan{}, wire.Done{}, err
 	}
 	var theirs map[digest.ID]bool
-	return carryOut(c, req, first, talk, func(f wire.Frame) error {
+	return carryOut(ctx, c, req, first, talk, func(f wire.Frame) error {
 		if theirs == nil {
 			m, err := target.Manifest()
 			if err != nil {
@@ -103,8 +103,9 @@ func sendManifest(c *wire.Conn, target Target, knows *wire.Made) error {
 	return c.SendBlob(manifest.Delta(base, m))
 }
 
-// carryOut is a push or a rollback from the first frame of its plan on.
-func carryOut(c *wire.Conn, req wire.Request, first wire.Frame, talk Talk, serve func(wire.Frame) error) (plan wire.Plan, done wire.Done, err error) {
+// carryOut is a push or a rollback from the first frame of its plan on. Once
+// ctx has ended the agent is not told to switch.
+func carryOut(ctx context.Context, c *wire.Conn, req wire.Request, first wire.Frame, talk Talk, serve func(wire.Frame) error) (plan wire.Plan, done wire.Done, err error) {
 	if plan, err = c.PlanAfter(first, talk.Progress); err != nil {
 		return plan, done, err
 	}
@@ -124,6 +125,10 @@ func carryOut(c *wire.Conn, req wire.Request, first wire.Frame, talk Talk, serve
 			if err := serve(f); err != nil {
 				return plan, done, err
 			}
+		case wire.KindSwitch:
+			if err := agree(ctx, c, talk); err != nil {
+				return plan, done, err
+			}
 		case wire.KindAnswer:
 			err := f.Unmarshal(&done)
 			done.Clean()
@@ -132,6 +137,17 @@ func carryOut(c *wire.Conn, req wire.Request, first wire.Frame, talk Talk, serve
 			return plan, done, fmt.Errorf("%s: unexpected frame %q from the agent", req.Verb, byte(f.Kind))
 		}
 	}
+}
+
+// agree is the last word before a switch: whoever has given up does not say it.
+func agree(ctx context.Context, c *wire.Conn, talk Talk) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if talk.Progress != nil {
+		talk.Progress(wire.Progress{Task: "switch"})
+	}
+	return c.SendRaw(wire.KindSwitch, nil)
 }
 
 // hear hears what the node keeps.
@@ -202,7 +218,7 @@ func Rollback(ctx context.Context, c *wire.Conn, req wire.Request, src Store, ta
 	if err != nil {
 		return wire.Plan{}, wire.Done{}, err
 	}
-	return carryOut(c, req, first, talk, func(f wire.Frame) error {
+	return carryOut(ctx, c, req, first, talk, func(f wire.Frame) error {
 		ids, err := c.IDs(f)
 		if err != nil {
 			return err

@@ -228,8 +228,11 @@ func carryOut(ctx context.Context, conn *wire.Conn, n *rollback.Node, plan *roll
 		return damaged(plan, err)
 	}
 	// The last word of a living controller: without it nothing is switched.
-	if err := conn.Send(wire.KindProgress, wire.Progress{Task: "switch"}); err != nil {
+	if err := conn.SendRaw(wire.KindSwitch, nil); err != nil {
 		return err // nobody is there any more; the next push goes on with what is staged
+	}
+	if err := conn.Expect(wire.KindSwitch, nil, nil); err != nil {
+		return err
 	}
 	start := time.Now()
 	g, err := n.Switch(context.WithoutCancel(ctx), plan)

@@ -185,3 +185,30 @@ func TestRollbackOverDamage(t *testing.T) {
 		t.Errorf("after the rollback: %q, %v", b, err)
 	}
 }
+
+// A controller that has given up while the node was busy with what it has
+// itself does not have it switched: here, a rollback.
+func TestGivenUpWhileStaging(t *testing.T) {
+	dir := t.TempDir()
+	for _, text := range []string{"old", "new"} {
+		m, src := treeOf(map[string]string{"prog": text})
+		if _, err := pushTo(t, dir, wire.Request{}, m, src, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, giveUp := context.WithCancel(t.Context())
+	session(t, func(c *wire.Conn) {
+		progress := func(p wire.Progress) {
+			if p.Task == "stage" {
+				giveUp()
+			}
+		}
+		_, done, err := imager.Rollback(ctx, c, wire.Request{Dir: dir}, chunks{}, imager.Talk{Decide: agree, Progress: progress})
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("given up: %+v, %v", done, err)
+		}
+	})
+	if b, err := os.ReadFile(filepath.Join(dir, "prog")); err != nil || string(b) != "new" {
+		t.Errorf("it was switched to %q, %v", b, err)
+	}
+}

@@ -97,3 +97,28 @@ func TestPool(t *testing.T) {
 		}
 	}
 }
+
+// Who gives up before the switch changed nothing; after it the node's word
+// counts, and without one nothing is claimed.
+func TestEndOfOneNode(t *testing.T) {
+	broke, gone := errors.New("rename: input/output error"), context.Canceled
+	for _, tc := range []struct {
+		name        string
+		err, gaveUp error
+		told        bool
+		state, text string
+	}{
+		{"well", nil, nil, true, stateDone, ""},
+		{"well, and given up too late", nil, gone, true, stateDone, ""},
+		{"failed", broke, nil, false, stateFailed, broke.Error()},
+		{"given up", io.EOF, gone, false, stateInterrupted, "interrupted before its switch: nothing was changed"},
+		{"given up, and never heard of again", errSilent, gone, false, stateInterrupted, "interrupted before its switch: nothing was changed"},
+		{"given up, and the switch failed", broke, gone, true, stateFailed, broke.Error()},
+		{"told, and never heard of again", errSilent, gone, true, stateInterrupted, errSilent.Error()},
+	} {
+		out := outcome{Node: "n1", State: stateDone}
+		if out.end(tc.err, tc.gaveUp, tc.told); out.State != tc.state || out.Error != tc.text || (out.err == nil) != (tc.err == nil) {
+			t.Errorf("%s: %s %q, %v", tc.name, out.State, out.Error, out.err)
+		}
+	}
+}

@@ -177,24 +177,31 @@ func (p *program) oneNode(ctx context.Context, w *world, n *site.Node, bar *bar,
 	start := time.Now()
 	out = outcome{Node: n.Name, State: stateDone}
 	err := p.onNode(ctx, w, n, bar, &out, arch, fn)
+	told := bar.at("switch")
 	bar.end()
+	out.end(err, ctx.Err(), told)
+	out.Seconds = time.Since(start).Seconds()
+	return out
+}
+
+// end is how it ended: with err, perhaps as the operator gave up, and perhaps
+// after the node was told to switch.
+func (out *outcome) end(err, gaveUp error, told bool) {
 	if out.Done.Unchanged {
 		out.State = stateUnchanged
 	}
 	switch {
 	case err == nil:
+	case gaveUp != nil && !told:
+		out.State, out.Error, out.err = stateInterrupted, "interrupted before its switch: nothing was changed", ofNode(out.Node, gaveUp)
 	case errors.Is(err, errSilent):
-		out.State, out.Error, out.err = stateInterrupted, err.Error(), ofNode(n.Name, err)
-	case ctx.Err() != nil:
-		out.State, out.Error, out.err = stateInterrupted, "interrupted before its switch: nothing was changed", ofNode(n.Name, ctx.Err())
+		out.State, out.Error, out.err = stateInterrupted, err.Error(), ofNode(out.Node, err)
 	default:
-		out.err = ofNode(n.Name, err)
+		out.err = ofNode(out.Node, err)
 		out.State = stateFailed
 		_, out.Hint, _ = diagnose(out.err)
 		out.Error = err.Error()
 	}
-	out.Seconds = time.Since(start).Seconds()
-	return out
 }
 
 var errSilent = errors.New("interrupted, and the node did not say how it ended: `--dry-run` tells what it is now")

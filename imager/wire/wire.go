@@ -21,7 +21,7 @@ import (
 )
 
 // Protocol is the version of what is spoken; both sides must say the same.
-const Protocol = 2
+const Protocol = 3
 
 // Limits of one frame and of one blob, in bytes. A hostile peer cannot make
 // the other side allocate more.
@@ -50,6 +50,7 @@ const (
 	KindChunks   Kind = 'C' // chunks of a capture
 	KindStream   Kind = 'S' // a part of the stream of chunks that KindWant asks for
 	KindBase     Kind = 'D' // JSON Base: what the manifest that follows is told against
+	KindSwitch   Kind = 'G' // empty; the agent: all is staged, shall it switch? the controller: yes
 	KindEnd      Kind = 'Z' // the plan is not to be carried out
 	KindNoAgent  Kind = 'U' // instead of a Hello: the agent is to be uploaded; the node's machine (uname -m)
 	KindPing     Kind = 'K' // empty, at any time: the sender lives
