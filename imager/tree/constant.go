@@ -51,6 +51,15 @@ func (e *ChangedError) Is(err error) bool { return err == ErrChanged }
 // or more).
 const tick = 20 * time.Millisecond
 
+// tickOf is the tick of the file system that has a state: some keep no
+// fractions of a second (ext4 in inodes of 128 bytes), or only every other second.
+func tickOf(st entry.Stat) time.Duration {
+	if st.CTime%int64(time.Second) == 0 {
+		return 2*time.Second + tick
+	}
+	return tick
+}
+
 // pauses are what is waited before what has changed is captured again; after
 // the last the capture fails.
 func pauses() []time.Duration {
@@ -121,7 +130,7 @@ func (c *capture) again(ctx context.Context) error {
 // fresh reports whether a state that was seen after since may hide a later
 // change. A time in the future says nothing, and would never pass.
 func fresh(st entry.Stat, since time.Time) bool {
-	return st.CTime >= since.Add(-tick).UnixNano() && st.CTime <= time.Now().UnixNano()
+	return st.CTime >= since.Add(-tickOf(st)).UnixNano() && st.CTime <= time.Now().UnixNano()
 }
 
 // allowed reports whether a path may change.

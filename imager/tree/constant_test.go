@@ -175,6 +175,20 @@ func TestFresh(t *testing.T) {
 	}
 }
 
+// Where a file system keeps whole seconds, a change may hide behind an earlier
+// one of the same second.
+func TestFreshByTheClockOfTheFileSystem(t *testing.T) {
+	since := time.Unix(1_000_000_000, 500_000_000)
+	for ctime, want := range map[time.Time]bool{
+		since: true, since.Add(-tick): true, since.Add(-2 * tick): false, since.Add(time.Hour): true, time.Now().Add(time.Hour): false,
+		time.Unix(1_000_000_000, 0): true, time.Unix(999_999_999, 0): true, time.Unix(999_999_998, 0): false,
+	} {
+		if got := fresh(entry.Stat{CTime: ctime.UnixNano()}, since); got != want {
+			t.Errorf("changed at %v, seen at %v: %v", ctime, since, got)
+		}
+	}
+}
+
 // A directory that becomes something else while the tree is scanned or read
 // does not end the capture: the second look sees it.
 func TestDirectoriesThatAreReplaced(t *testing.T) {

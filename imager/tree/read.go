@@ -264,14 +264,14 @@ func (r *reader) once(ctx context.Context, n int, anyhow bool, emit func(digest.
 }
 
 // settled returns the state of a file that has not changed within the last
-// tick of the kernel's clock: a further change in the same tick would leave
+// tick of its clock: a further change in the same tick would leave
 // the same ctime, and go unseen.
 func settled(ctx context.Context, fd int) (entry.Stat, error) {
 	st, err := stateOf(fd)
 	if err != nil {
 		return st, err
 	}
-	age := time.Since(time.Unix(0, st.CTime))
+	age, tick := time.Since(time.Unix(0, st.CTime)), tickOf(st)
 	if age < 0 || age > tick {
 		return st, nil
 	}
