@@ -150,6 +150,7 @@ func (w *world) captureCache(dir string) string {
 // captureDir stores a directory of this machine. cache is the file that
 // remembers what was read; without one everything is read.
 func (p *program) captureDir(c *cli.Context, w *world, img store.Image, ref store.Ref, req wire.Request, cache string) error {
+	known, save := p.remember(cache) // is read while the store is
 	return p.publish(c, w, ref, img, func(ctx context.Context, sink imager.Sink, bar func(wire.Progress)) (m *manifest.Manifest, got wire.Captured, err error) {
 		selected, err := tree.NewSelection(tree.SelectOptions{Seal: req.Seal, Exclude: req.Exclude, AllowChanged: req.AllowChanged})
 		if err != nil {
@@ -166,7 +167,9 @@ func (p *program) captureDir(c *cli.Context, w *world, img store.Image, ref stor
 			Progress: func(bytes, _ int64) { bar(wire.Progress{Task: "capture", Done: bytes, Total: total}) },
 		}
 		selected.Apply(&opts)
-		save := p.remember(&opts, cache)
+		if known != nil {
+			opts.Cache, opts.Captured = known, known.Record
+		}
 		m, stats, err := tree.Capture(ctx, snap.Dir, opts)
 		if err != nil {
 			return nil, got, err
@@ -183,26 +186,24 @@ func (p *program) captureDir(c *cli.Context, w *world, img store.Image, ref stor
 	})
 }
 
-// remember lets a capture use and fill the cache in a file. A cache saves
-// time; without one the capture is the same.
-func (p *program) remember(o *tree.CaptureOptions, path string) (save func()) {
+// remember opens the cache in a file, for a capture to use and to fill. It
+// saves time; without one, nil, the capture is the same.
+func (p *program) remember(path string) (cache *tree.FileCache, save func()) {
 	if path == "" {
-		return func() {}
+		return nil, func() {}
 	}
 	err := os.MkdirAll(filepath.Dir(path), 0o700)
 	if err == nil {
 		_, err = durable.Sweep(filepath.Dir(path))
 	}
-	var cache *tree.FileCache
 	if err == nil {
 		cache, err = tree.OpenCache(path)
 	}
 	if err != nil {
 		p.say("note: every file is read: %v", err)
-		return func() {}
+		return nil, func() {}
 	}
-	o.Cache, o.Captured = cache, cache.Record
-	return func() {
+	return cache, func() {
 		if err := cache.Save(); err != nil {
 			p.say("note: the next capture will read every file again: %v", err)
 		}

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"ingot/internal/digest"
 	"ingot/internal/entry"
@@ -41,6 +44,15 @@ func newPack(id digest.ID, frames []frame) *pack {
 		off += int64(frames[i].length)
 	}
 	return p
+}
+
+// count is how many chunks the pack has.
+func (p *pack) count() int {
+	n := 0
+	for i := range p.frames {
+		n += len(p.frames[i].chunks)
+	}
+	return n
 }
 
 func (x *index) add(p *pack) {
@@ -115,28 +127,20 @@ func (s *Store) refresh(ctx context.Context, age time.Duration) error {
 			return fmt.Errorf("list packs: %w", err)
 		}
 	}
-	var added []*pack
-	unreadable := map[digest.ID]error{}
+	var unread []digest.ID
 	for _, name := range names {
 		id, err := digest.Parse(name)
 		if err != nil {
 			continue
 		}
-		if known[id] != nil {
-			delete(known, id)
-			continue
+		if known[id] == nil {
+			unread = append(unread, id)
 		}
-		p, err := s.loadPack(ctx, id)
-		var corrupt *CorruptError
-		switch {
-		case errors.As(err, &corrupt):
-			unreadable[id] = err
-		case errors.Is(err, ErrMissing): // removed meanwhile
-		case err != nil:
-			return err
-		default:
-			added = append(added, p)
-		}
+		delete(known, id)
+	}
+	added, unreadable, err := s.loadPacks(ctx, unread)
+	if err != nil {
+		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -162,9 +166,51 @@ func (s *Store) merge(added []*pack, gone map[digest.ID]*pack, now time.Time) {
 			}
 		}
 	}
+	if len(s.index.packs) == 0 { // the table would grow again and again
+		n := 0
+		for _, p := range added {
+			n += p.count()
+		}
+		s.index.packs, s.index.chunks = make(map[digest.ID]*pack, len(added)), make(map[digest.ID]place, n)
+	}
 	for _, p := range added {
 		s.index.add(p)
 	}
+}
+
+// loadPacks reads the indexes of packs, several at once: those that can be
+// read, and why others cannot.
+func (s *Store) loadPacks(ctx context.Context, ids []digest.ID) (added []*pack, unreadable map[digest.ID]error, err error) {
+	packs, damage := make([]*pack, len(ids)), make([]error, len(ids))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for i, id := range ids {
+		g.Go(func() (err error) {
+			packs[i], err = s.loadPack(ctx, id)
+			var corrupt *CorruptError
+			switch {
+			case errors.As(err, &corrupt):
+				damage[i] = err
+				return nil
+			case errors.Is(err, ErrMissing): // removed meanwhile
+				return nil
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, nil, err
+	}
+	unreadable = map[digest.ID]error{}
+	for i, id := range ids {
+		switch {
+		case damage[i] != nil:
+			unreadable[id] = damage[i]
+		case packs[i] != nil:
+			added = append(added, packs[i])
+		}
+	}
+	return added, unreadable, nil
 }
 
 // loadPack reads the index of one pack: the small file, or else the pack's own.

@@ -4,7 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -16,89 +18,149 @@ import (
 	"ingot/internal/manifest"
 )
 
-// FileCache is a Cache in a file. Its Record is meant for Captured and
+// FileCache is a MetaCache in a file. Its Record is meant for Captured and
 // OnWritten; Save keeps what was recorded since it was opened, and forgets
 // the rest. It only ever saves time: a file that is damaged, or of another
 // version, is an empty cache.
 type FileCache struct {
 	path string
-	old  map[string]cached
+	read chan struct{} // closed when old is there
+	old  []cached      // by path
 
-	mu    sync.Mutex
-	now   map[string]cached
-	other bool // something was recorded that the file does not say
+	mu   sync.Mutex
+	kept []bool            // of old: recorded as it is
+	now  map[string]cached // recorded, and not in old or otherwise
 }
 
 type cached struct {
+	path   string
 	st     entry.Stat
+	xattrs []entry.Xattr
 	holes  []entry.Extent
 	chunks []entry.Chunk
 }
 
-const cacheMagic = "INGOTFC1"
+const cacheMagic = "INGOTFC2"
 
-// OpenCache reads the cache at path; there need not be one.
+// OpenCache opens the cache at path; there need not be one. It is read while
+// the caller does other things.
 func OpenCache(path string) (*FileCache, error) {
-	c := &FileCache{path: path, now: map[string]cached{}}
-	raw, err := os.ReadFile(path)
+	f, err := os.Open(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("open cache: %w", err)
 	}
-	if c.old, err = decodeCache(raw); err != nil {
-		c.old = nil
-	}
+	c := &FileCache{path: path, read: make(chan struct{}), now: map[string]cached{}}
+	go func() {
+		defer close(c.read)
+		if f == nil {
+			return
+		}
+		defer f.Close()
+		if raw, err := readWhole(f); err == nil {
+			c.old, _ = decodeCache(raw) // nil where it is damaged
+		}
+		c.kept = make([]bool, len(c.old))
+	}()
 	return c, nil
+}
+
+func readWhole(f *os.File) ([]byte, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, st.Size())
+	_, err = io.ReadFull(f, b)
+	return b, err
+}
+
+func (c *FileCache) find(path string) (int, bool) {
+	<-c.read
+	return slices.BinarySearchFunc(c.old, path, func(k cached, p string) int { return strings.Compare(k.path, p) })
+}
+
+func (c *FileCache) known(path string, st entry.Stat) *cached {
+	if i, ok := c.find(path); ok && c.old[i].st == st {
+		return &c.old[i]
+	}
+	return nil
 }
 
 // Lookup implements Cache.
 func (c *FileCache) Lookup(path string, st entry.Stat) ([]entry.Extent, []entry.Chunk, bool) {
-	k, ok := c.old[path]
-	if !ok || k.st != st {
-		return nil, nil, false
+	if k := c.known(path, st); k != nil {
+		return k.holes, k.chunks, true
 	}
-	return k.holes, k.chunks, true
+	return nil, nil, false
 }
 
-// Record notes that path in the state st has the content of e.
+// Xattrs implements MetaCache.
+func (c *FileCache) Xattrs(path string, st entry.Stat) ([]entry.Xattr, bool) {
+	if k := c.known(path, st); k != nil {
+		return k.xattrs, true
+	}
+	return nil, false
+}
+
+// Record notes that path in the state st has the content and the extended attributes of e.
 func (c *FileCache) Record(path string, st entry.Stat, e *entry.Entry) {
+	k := cached{path, st, e.Xattrs, e.Holes, e.Chunks}
+	i, known := c.find(path)
+	same := known && c.old[i].same(&k)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	k := cached{st, e.Holes, e.Chunks}
-	c.now[path] = k
-	if old, ok := c.old[path]; !c.other && !(ok && old.st == st && slices.Equal(old.holes, k.holes) && slices.Equal(old.chunks, k.chunks)) {
-		c.other = true
+	if known {
+		c.kept[i] = same
 	}
+	if same {
+		delete(c.now, path)
+	} else {
+		c.now[path] = k
+	}
+}
+
+func (k *cached) same(o *cached) bool {
+	return k.st == o.st && slices.Equal(k.xattrs, o.xattrs) && slices.Equal(k.holes, o.holes) && slices.Equal(k.chunks, o.chunks)
 }
 
 // Save writes what was recorded, unless the file says so already.
 func (c *FileCache) Save() error {
+	<-c.read
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.other && len(c.now) == len(c.old) && len(c.old) > 0 {
+	if len(c.now) == 0 && len(c.old) > 0 && !slices.Contains(c.kept, false) {
 		return nil
 	}
-	if err := durable.WriteFile(c.path, encodeCache(c.now), 0600); err != nil {
+	all := slices.Collect(maps.Values(c.now))
+	for i, kept := range c.kept {
+		if kept {
+			all = append(all, c.old[i])
+		}
+	}
+	slices.SortFunc(all, func(a, b cached) int { return strings.Compare(a.path, b.path) })
+	if err := durable.WriteFile(c.path, encodeCache(all), 0600); err != nil {
 		return fmt.Errorf("save cache: %w", err)
 	}
 	return nil
 }
 
-func encodeCache(files map[string]cached) []byte {
-	paths := make([]string, 0, len(files))
-	for p := range files {
-		paths = append(paths, p)
-	}
-	slices.Sort(paths)
-	b := append(make([]byte, 0, 64+len(paths)*160), cacheMagic...)
+// encodeCache encodes files, which are sorted by path.
+func encodeCache(files []cached) []byte {
+	b := append(make([]byte, 0, 64+len(files)*160), cacheMagic...)
 	put := func(v uint64) { b = binary.AppendUvarint(b, v) }
-	put(uint64(len(paths)))
-	for _, p := range paths {
-		k := files[p]
-		put(uint64(len(p)))
-		b = append(b, p...)
-		for _, v := range []uint64{k.st.Dev, k.st.Ino, uint64(k.st.Size), uint64(k.st.MTime), uint64(k.st.CTime), k.st.Nlink, uint64(len(k.holes))} {
+	text := func(s string) { put(uint64(len(s))); b = append(b, s...) }
+	put(uint64(len(files)))
+	for i := range files {
+		k := &files[i]
+		text(k.path)
+		for _, v := range []uint64{k.st.Dev, k.st.Ino, uint64(k.st.Size), uint64(k.st.MTime), uint64(k.st.CTime), k.st.Nlink, uint64(len(k.xattrs))} {
 			put(v)
 		}
+		for _, x := range k.xattrs {
+			text(x.Name)
+			text(x.Value)
+		}
+		put(uint64(len(k.holes)))
 		for _, h := range k.holes {
 			put(uint64(h.Off))
 			put(uint64(h.Len))
@@ -155,7 +217,7 @@ func (r *cacheReader) count(size int) int {
 	return int(n)
 }
 
-func decodeCache(b []byte) (map[string]cached, error) {
+func decodeCache(b []byte) ([]cached, error) {
 	body, ok := strings.CutPrefix(string(b), cacheMagic)
 	if !ok || len(body) < digest.Size {
 		return nil, errors.New("no cache")
@@ -164,23 +226,32 @@ func decodeCache(b []byte) (map[string]cached, error) {
 		return nil, errors.New("wrong checksum")
 	}
 	r := &cacheReader{s: body[:len(body)-digest.Size]}
-	n := r.count(10)
-	files := make(map[string]cached, n)
-	for range n {
-		path := r.str(r.uint())
-		var k cached
+	files := make([]cached, r.count(10))
+	var slab []entry.Chunk // of many files: they go together
+	for i := range files {
+		k := &files[i]
+		k.path = r.str(r.uint())
+		if i > 0 && k.path <= files[i-1].path {
+			return nil, errors.New("not in order")
+		}
 		k.st = entry.Stat{Dev: r.uint(), Ino: r.uint(), Size: int64(r.uint()), MTime: int64(r.uint()), CTime: int64(r.uint()), Nlink: r.uint()}
+		for range r.count(2) {
+			k.xattrs = append(k.xattrs, entry.Xattr{Name: r.str(r.uint()), Value: r.str(r.uint())})
+		}
 		for range r.count(2) {
 			k.holes = append(k.holes, entry.Extent{Off: int64(r.uint()), Len: int64(r.uint())})
 		}
-		if n := r.count(digest.Size + 1); n > 0 {
-			k.chunks = make([]entry.Chunk, n)
+		n := r.count(digest.Size + 1)
+		if n > len(slab) {
+			slab = make([]entry.Chunk, max(n, 4096))
 		}
-		for i := range k.chunks {
-			copy(k.chunks[i].ID[:], r.str(digest.Size))
-			k.chunks[i].Size = uint32(min(r.uint(), manifest.MaxChunk))
+		if k.chunks, slab = slab[:n:n], slab[n:]; n == 0 {
+			k.chunks = nil
 		}
-		files[path] = k
+		for j := range k.chunks {
+			copy(k.chunks[j].ID[:], r.str(digest.Size))
+			k.chunks[j].Size = uint32(min(r.uint(), manifest.MaxChunk))
+		}
 	}
 	if r.bad || r.s != "" {
 		return nil, errors.New("damaged")

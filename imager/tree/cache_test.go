@@ -6,6 +6,9 @@ import (
 	"path/filepath"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"ingot/internal/entry"
 	"ingot/internal/torture"
 )
 
@@ -37,6 +40,16 @@ func TestFileCache(t *testing.T) {
 	if second == first {
 		t.Error("a change was not seen")
 	}
+	// The cache knows extended attributes, and when they are others.
+	must(t, unix.Setxattr(p, "user.cached", []byte("1"), 0))
+	third := run(true)
+	if m, _ := captureDir(t, src, CaptureOptions{}); m.ID().String() != third || third == second {
+		t.Error("a changed attribute was not seen")
+	}
+	if run(false) != third {
+		t.Error("attributes are not kept")
+	}
+	second = third
 	good, err := os.ReadFile(file)
 	must(t, err)
 	for name, bad := range map[string][]byte{
@@ -84,7 +97,7 @@ func TestNotes(t *testing.T) {
 }
 
 func FuzzCache(f *testing.F) {
-	good := encodeCache(map[string]cached{"a": {}, "b/c": {chunks: fileEntry("x", "y", "z").Chunks}})
+	good := encodeCache([]cached{{path: "a", xattrs: []entry.Xattr{{Name: "user.x", Value: "y"}}}, {path: "b/c", chunks: fileEntry("x", "y", "z").Chunks}})
 	if len(good) == 0 {
 		f.Fatal("empty seed")
 	}

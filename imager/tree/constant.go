@@ -242,18 +242,19 @@ func (l *looker) dir(n int) error {
 	loose := c.hidden[n] || l.anyLeftOut(path)
 	in := l.inside[n]
 	for _, de := range list {
-		p := join(path, de.Name())
-		for len(in) > 0 && entry.Before(c.entries[in[0]].Path, p) {
+		for len(in) > 0 && l.name(in[0]) < de.Name() {
 			l.differs(c.entries[in[0]].Path) // gone
 			in = in[1:]
 		}
-		switch known := len(in) > 0 && c.entries[in[0]].Path == p; {
-		case known:
+		if len(in) > 0 && l.name(in[0]) == de.Name() {
 			if err := l.one(fd, de.Name(), in[0]); err != nil {
 				return err
 			}
-			loose = loose || c.hidden[in[0]] || c.allowed(p)
+			loose = loose || c.hidden[in[0]] || c.allowed(c.entries[in[0]].Path)
 			in = in[1:]
+			continue
+		}
+		switch p := join(path, de.Name()); {
 		case c.leaves(p, de.IsDir()) || de.Type() == fs.ModeSocket:
 			loose = true
 		default:
@@ -272,6 +273,12 @@ func (l *looker) dir(n int) error {
 		return nil
 	}
 	return l.directory(fd, n, st, loose)
+}
+
+// name is the last component of what was captured.
+func (l *looker) name(n int) string {
+	p := l.c.entries[n].Path
+	return p[strings.LastIndexByte(p, '/')+1:]
 }
 
 // anyLeftOut reports whether a directory is one in which anything may be left

@@ -32,6 +32,7 @@ type scanner struct {
 	mnt  uint64
 	dev  uint64
 	c    *capture
+	meta MetaCache // or nil
 
 	mu      sync.Mutex
 	more    *sync.Cond
@@ -55,6 +56,7 @@ func (c *capture) scan(ctx context.Context) (*flat, error) {
 	top.Path = "."
 	c.stats.Excluded = 0
 	s := &scanner{root: c.root, c: c, stats: &c.stats, dev: st.Dev}
+	s.meta, _ = c.o.Cache.(MetaCache)
 	s.more = sync.NewCond(&s.mu)
 	s.mnt, _ = mountID(c.root, "", unix.AT_EMPTY_PATH)
 	all := &found{Entry: top, st: st}
@@ -226,7 +228,11 @@ func (s *scanner) dir(d *found) error {
 
 // one reads one entry; ok is false for what is not recorded.
 func (s *scanner) one(dirfd int, name, path string) (in found, ok bool, err error) {
-	e, st, err := entry.ReadAt(dirfd, name)
+	var known func(entry.Stat) ([]entry.Xattr, bool)
+	if s.meta != nil {
+		known = func(st entry.Stat) ([]entry.Xattr, bool) { return s.meta.Xattrs(path, st) }
+	}
+	e, st, err := entry.ReadKnownAt(dirfd, name, known)
 	switch {
 	case errors.Is(err, fs.ErrNotExist): // removed since the directory was read
 		return in, false, nil

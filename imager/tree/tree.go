@@ -36,6 +36,13 @@ type Cache interface {
 	Lookup(path string, st entry.Stat) (holes []entry.Extent, chunks []entry.Chunk, ok bool)
 }
 
+// MetaCache is a Cache that knows the extended attributes of files, too. Who
+// changes these changes the ctime, which is part of the state (inode(7)).
+type MetaCache interface {
+	Cache
+	Xattrs(path string, st entry.Stat) (xattrs []entry.Xattr, ok bool)
+}
+
 // CaptureOptions say what to capture, and where its chunks go.
 type CaptureOptions struct {
 	// Exclude says what to leave out; path is relative to the top, and "."

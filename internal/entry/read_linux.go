@@ -21,7 +21,11 @@ var ErrSocket = errors.New("is a socket")
 // a symbolic link: everything but Path, Link, Holes and Chunks. It needs /proc
 // (xattrs have no *at calls before Linux 6.13). dirfd may be unix.AT_FDCWD.
 // A socket gives ErrSocket.
-func ReadAt(dirfd int, name string) (Entry, Stat, error) {
+func ReadAt(dirfd int, name string) (Entry, Stat, error) { return ReadKnownAt(dirfd, name, nil) }
+
+// ReadKnownAt is ReadAt where the extended attributes of a regular file may
+// be known by its state; known may be nil.
+func ReadKnownAt(dirfd int, name string, known func(Stat) ([]Xattr, bool)) (Entry, Stat, error) {
 	var st unix.Stat_t
 	if err := unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT); err != nil {
 		return Entry{}, Stat{}, fmt.Errorf("stat %q: %w", name, err)
@@ -35,10 +39,17 @@ func ReadAt(dirfd int, name string) (Entry, Stat, error) {
 			return Entry{}, Stat{}, fmt.Errorf("read link %q: %w", name, err)
 		}
 	}
+	state := StatOf(&st)
+	if e.Type == File && known != nil {
+		if xattrs, ok := known(state); ok {
+			e.Xattrs = xattrs
+			return e, state, nil
+		}
+	}
 	if e.Xattrs, err = xattrsAt(dirfd, name); err != nil {
 		return Entry{}, Stat{}, fmt.Errorf("read xattrs of %q: %w", name, err)
 	}
-	return e, StatOf(&st), nil
+	return e, state, nil
 }
 
 // ReadFd is ReadAt for an open file (not O_PATH); a symbolic link cannot be one.

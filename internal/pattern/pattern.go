@@ -78,7 +78,7 @@ func checkComponent(c string) error {
 // Match reports whether the list takes in p, a path relative to the top as in
 // entry.Path. The top itself (".") is never matched.
 func (l List) Match(p string) bool {
-	if p == "." || p == "" {
+	if p == "." || p == "" || len(l.pats) == 0 {
 		return false
 	}
 	comps := strings.Split(p, "/")
