@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"ingot/imager/wire"
 	"ingot/internal/digest"
@@ -67,17 +69,23 @@ func Push(ctx context.Context, c *wire.Conn, req wire.Request, target Target, ta
 	if err != nil {
 		return wire.Plan{}, wire.Done{}, err
 	}
-	var theirs map[digest.ID]bool
-	return carryOut(ctx, c, req, first, talk, func(f wire.Frame) error {
-		if theirs == nil {
-			m, err := target.Manifest()
-			if err != nil {
-				return err
-			}
-			theirs = chunksOf(m, req.Within)
+	give := giver{c: c, source: target.Source, mayHave: sync.OnceValues(func() (map[digest.ID]bool, error) {
+		m, err := target.Manifest()
+		if err != nil {
+			return nil, err
 		}
-		return serveChunks(ctx, c, f, target.Source, theirs)
-	})
+		return chunksOf(m, req.Within), nil
+	}), has: sync.OnceValue(func() map[digest.ID]bool {
+		if kept.Runs == nil || target.Base == nil {
+			return nil
+		}
+		base := target.Base(*kept.Runs)
+		if base == nil || base.ID() != kept.Runs.Target {
+			return nil
+		}
+		return chunksOf(base, req.Within)
+	})}
+	return carryOut(ctx, c, req, first, talk, func(f wire.Frame) error { return give.answer(ctx, f) })
 }
 
 // sendManifest sends the target's manifest, as little of it as can be.
@@ -121,7 +129,7 @@ func carryOut(ctx context.Context, c *wire.Conn, req wire.Request, first wire.Fr
 			return plan, done, err
 		}
 		switch f.Kind {
-		case wire.KindWant:
+		case wire.KindWant, wire.KindLike:
 			if err := serve(f); err != nil {
 				return plan, done, err
 			}
@@ -181,18 +189,88 @@ func chunksOf(m *manifest.Manifest, within string) map[digest.ID]bool {
 	return out
 }
 
-// serveChunks answers one KindWant.
-func serveChunks(ctx context.Context, c *wire.Conn, f wire.Frame, src Source, theirs map[digest.ID]bool) error {
-	ids, err := c.IDsUpTo(f, len(theirs))
+// giver gives chunks to a node.
+type giver struct {
+	c       *wire.Conn
+	source  Source
+	mayHave func() (map[digest.ID]bool, error) // what it may ask for
+	has     func() map[digest.ID]bool          // what it was given before: nothing else is compared with what it asks for
+}
+
+// answer answers one KindWant or KindLike.
+func (g *giver) answer(ctx context.Context, f wire.Frame) error {
+	theirs, err := g.mayHave()
 	if err != nil {
 		return err
 	}
+	if f.Kind == wire.KindLike {
+		return g.differences(ctx, f, theirs)
+	}
+	ids, err := g.c.IDsUpTo(f, len(theirs))
+	if err == nil {
+		err = allowed(ids, theirs)
+	}
+	if err != nil {
+		return err
+	}
+	return sendChunks(ctx, g.c, ids, g.source)
+}
+
+func allowed(ids []digest.ID, theirs map[digest.ID]bool) error {
 	for _, id := range ids {
 		if !theirs[id] {
 			return fmt.Errorf("push: the agent asks for chunk %s, which is not part of the image", id.Short())
 		}
 	}
-	return sendChunks(ctx, c, ids, src)
+	return nil
+}
+
+// differences answers one KindLike. How well something can be compressed tells
+// about what it is compared with: that is only ever what the node was given.
+func (g *giver) differences(ctx context.Context, f wire.Frame, theirs map[digest.ID]bool) error {
+	groups, err := g.c.Groups(f)
+	if err != nil {
+		return err
+	}
+	had := g.has()
+	for _, group := range groups {
+		if err := allowed(group.Wanted, theirs); err != nil {
+			return err
+		}
+	}
+	return g.c.SendGroups(groups, func(group wire.Group) (like, wanted []byte, ok bool, err error) {
+		for _, id := range group.Like {
+			if !had[id] {
+				return nil, nil, false, nil
+			}
+		}
+		return g.read(ctx, group)
+	})
+}
+
+// read reads both sides of a difference; ok is false where one is not all there.
+func (g *giver) read(ctx context.Context, group wire.Group) (like, wanted []byte, ok bool, err error) {
+	var mu sync.Mutex
+	data := map[digest.ID][]byte{}
+	for _, id := range slices.Concat(group.Like, group.Wanted) {
+		data[id] = nil
+	}
+	err = g.source.Fetch(ctx, slices.Collect(maps.Keys(data)), func(id digest.ID, b []byte) error {
+		mu.Lock()
+		defer mu.Unlock()
+		data[id] = slices.Clone(b)
+		return nil
+	})
+	if err != nil {
+		return nil, nil, false, ctx.Err() // KindWant meets it again, and says it
+	}
+	join := func(ids []digest.ID) (out []byte) {
+		for _, id := range ids {
+			out = append(out, data[id]...)
+		}
+		return out
+	}
+	return join(group.Like), join(group.Wanted), true, nil
 }
 
 func sendChunks(ctx context.Context, c *wire.Conn, ids []digest.ID, src Source) error {
@@ -219,6 +297,9 @@ func Rollback(ctx context.Context, c *wire.Conn, req wire.Request, src Store, ta
 		return wire.Plan{}, wire.Done{}, err
 	}
 	return carryOut(ctx, c, req, first, talk, func(f wire.Frame) error {
+		if f.Kind == wire.KindLike {
+			return fmt.Errorf("rollback: unexpected frame %q from the agent", byte(f.Kind))
+		}
 		ids, err := c.IDs(f)
 		if err != nil {
 			return err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -257,7 +258,7 @@ func (st *stager) fetch(ctx context.Context, p *Plan, src Source) error {
 		got[id] = true
 		return nil
 	})
-	err := src.Fetch(ctx, st.ids, q.put)
+	err := st.ask(ctx, p, src, q.put)
 	if failed := q.close(); failed != nil {
 		return fmt.Errorf("fetch %d chunks: %w", len(st.ids), failed)
 	}
@@ -270,6 +271,30 @@ func (st *stager) fetch(ctx context.Context, p *Plan, src Source) error {
 		}
 	}
 	return nil
+}
+
+// ask asks the source for what is missing: first, where it can make use of
+// that, together with what the node has of the kind.
+func (st *stager) ask(ctx context.Context, p *Plan, src Source, put func(digest.ID, []byte) error) error {
+	rest := st.ids
+	if with, ok := src.(AlikeSource); ok {
+		var mu sync.Mutex
+		came := map[digest.ID]bool{}
+		err := with.FetchAlike(ctx, st.alike(p), func(id digest.ID, data []byte) error {
+			mu.Lock()
+			came[id] = true
+			mu.Unlock()
+			return put(id, data)
+		})
+		if err != nil {
+			return err
+		}
+		rest = slices.DeleteFunc(slices.Clone(rest), func(id digest.ID) bool { return came[id] })
+	}
+	if len(rest) == 0 {
+		return nil
+	}
+	return src.Fetch(ctx, rest, put)
 }
 
 // arrived writes one chunk to its place, and after the last one the metadata.

@@ -26,17 +26,18 @@ import (
 	"ingot/rollback"
 )
 
-// memory is what the agent tries to stay under, in bytes: a node has its own
-// work to do. Manifests of very many entries take more.
-const memory = 48 << 20
+// memory is what the agent's heap tries to stay under, in bytes: a node has
+// its own work to do. Above it the collector runs as often as it can, which
+// costs time and, for manifests of very many entries, does not help.
+const memory = 64 << 20
 
 // receive serves one request of a controller. Once a switch has begun it is
 // finished whatever becomes of the connection: hanging up and closed pipes are
 // ignored, and the generation tells the next controller how it ended.
 func receive(c *cli.Context) error {
+	debug.SetGCPercent(40)
 	debug.SetMemoryLimit(memory)
 	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
-	stayLean()
 	in, out := pollable(os.Stdin), pollable(os.Stdout)
 	conn := wire.New(in, out)
 	conn.KeepAlive(c.Context, wire.Ping, wire.Silence, func() { in.Close(); out.Close() })
@@ -44,13 +45,6 @@ func receive(c *cli.Context) error {
 		return err
 	}
 	return answer(c.Context, conn)
-}
-
-// stayLean keeps the memory of the agent near what it needs: the node has its
-// own work to do. Above the limit it collects as often as it can.
-func stayLean() {
-	debug.SetGCPercent(40)
-	debug.SetMemoryLimit(64 << 20)
 }
 
 // answer serves one request.
@@ -178,7 +172,7 @@ func push(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 		if err != nil {
 			return err
 		}
-		return carryOut(ctx, conn, n, plan, req.DryRun)
+		return carryOut(ctx, conn, n, plan, req)
 	})
 }
 
@@ -194,13 +188,13 @@ func goBack(ctx context.Context, conn *wire.Conn, n *rollback.Node, req wire.Req
 	if err != nil {
 		return err
 	}
-	return carryOut(ctx, conn, n, plan, req.DryRun)
+	return carryOut(ctx, conn, n, plan, req)
 }
 
 // carryOut shows the plan, and when the controller agrees stages and switches.
-func carryOut(ctx context.Context, conn *wire.Conn, n *rollback.Node, plan *rollback.Plan, dryRun bool) error {
+func carryOut(ctx context.Context, conn *wire.Conn, n *rollback.Node, plan *rollback.Plan, req wire.Request) error {
 	s := summary(plan)
-	if err := plan.Err(); err != nil && !dryRun {
+	if err := plan.Err(); err != nil && !req.DryRun {
 		return err
 	} else if err != nil {
 		e := describe(err)
@@ -224,7 +218,7 @@ func carryOut(ctx context.Context, conn *wire.Conn, n *rollback.Node, plan *roll
 	if err := conn.Send(wire.KindProgress, wire.Progress{Task: "stage", Total: plan.NeedBytes}); err != nil {
 		return err
 	}
-	if err := n.Stage(ctx, plan, wire.Puller{C: conn}); err != nil {
+	if err := n.Stage(ctx, plan, source(conn, n, req)); err != nil {
 		return damaged(plan, err)
 	}
 	// The last word of a living controller: without it nothing is switched.

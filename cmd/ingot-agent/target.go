@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
 	"ingot/imager/wire"
+	"ingot/internal/digest"
 	"ingot/internal/manifest"
 	"ingot/rollback"
 )
@@ -30,6 +32,9 @@ func targetOf(conn *wire.Conn, n *rollback.Node, req wire.Request) (*manifest.Ma
 	if err != nil {
 		return nil, err
 	}
+	if cur, err := n.Current(); err == nil && !cur.Target.IsZero() {
+		k.Runs = &wire.Made{Target: cur.Target, Image: cur.ImageID, Overlay: cur.Overlay}
+	}
 	var base *manifest.Manifest
 	if k.Has = has; !has {
 		if base, k.Knows, err = newest(n); err != nil {
@@ -46,6 +51,28 @@ func targetOf(conn *wire.Conn, n *rollback.Node, req wire.Request) (*manifest.Ma
 		return nil, fmt.Errorf("manifest from the controller: is %s, should be %s", id.Short(), req.Manifest.Short())
 	}
 	return m, nil
+}
+
+// source is where the chunks of a plan come from. Where the controller knows
+// what the node was given, it is asked for differences first.
+func source(conn *wire.Conn, n *rollback.Node, req wire.Request) rollback.Source {
+	p := wire.Puller{C: conn}
+	if cur, err := n.Current(); req.Verb != wire.VerbPush || err != nil || cur.Target.IsZero() {
+		return p
+	}
+	return alikePuller{p}
+}
+
+// alikePuller is a rollback.AlikeSource.
+type alikePuller struct{ wire.Puller }
+
+// FetchAlike implements rollback.AlikeSource.
+func (p alikePuller) FetchAlike(ctx context.Context, groups []*rollback.Alike, fn func(digest.ID, []byte) error) error {
+	list := make([]wire.Alike, len(groups))
+	for i, g := range groups {
+		list[i] = wire.Alike{Wanted: g.Wanted, Like: g.Like, Content: g.Content}
+	}
+	return p.Puller.FetchAlike(ctx, list, fn)
 }
 
 // newest returns the newest target that the node keeps, nil for none, to take

@@ -62,6 +62,7 @@ type Kept struct {
 	Generations []Generation `json:"generations"`     // oldest first
 	Has         bool         `json:"has,omitempty"`   // push: the target that is asked for
 	Knows       *Made        `json:"knows,omitempty"` // push, when it has not: another target that it has
+	Runs        *Made        `json:"runs,omitempty"`  // push: the target of its current generation
 }
 
 // Clean is Plan.Clean for what a node keeps.

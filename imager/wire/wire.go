@@ -3,7 +3,8 @@
 // A frame is one byte of kind, four bytes of big-endian payload length and the
 // payload. Control payloads are JSON; chunks are zstd-compressed runs of (32
 // bytes of SHA-256, 4 bytes of big-endian length, content): of a capture each
-// frame by itself (Batch), of a push one stream across all frames (Stream).
+// frame by itself (Batch), of a push one stream across all frames (Stream), or a
+// zstd frame against what the node has (Alike).
 // Blobs (manifests, plans) are zstd-compressed and may span several frames,
 // the last of which is shorter than BlobPart.
 package wire
@@ -21,7 +22,7 @@ import (
 )
 
 // Protocol is the version of what is spoken; both sides must say the same.
-const Protocol = 3
+const Protocol = 4
 
 // Limits of one frame and of one blob, in bytes. A hostile peer cannot make
 // the other side allocate more.
@@ -49,6 +50,8 @@ const (
 	KindMissing  Kind = 'M' // answer to KindHave: those that are wanted
 	KindChunks   Kind = 'C' // chunks of a capture
 	KindStream   Kind = 'S' // a part of the stream of chunks that KindWant asks for
+	KindLike     Kind = 'L' // groups of chunk IDs that the sender asks for, and of those that it has
+	KindDiff     Kind = 'X' // one group, as a difference; empty: it is to be asked for by KindWant
 	KindBase     Kind = 'D' // JSON Base: what the manifest that follows is told against
 	KindSwitch   Kind = 'G' // empty; the agent: all is staged, shall it switch? the controller: yes
 	KindEnd      Kind = 'Z' // the plan is not to be carried out
