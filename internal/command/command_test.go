@@ -69,6 +69,10 @@ func TestRun(t *testing.T) {
 	if out, _ := run(t.Context(), time.Minute, "env"); strings.Contains(out, "SECRET") {
 		t.Error("the environment of the test is handed on")
 	}
+	bare := &Ends{}
+	if err := Run(t.Context(), Command{Argv: []string{"/bin/sh", "-c", "echo ${SECRET-none}"}, Limit: time.Minute, Out: bare}); err != nil || string(bare.Bytes()) != "none\n" {
+		t.Errorf("without an environment: %q %v", bare.Bytes(), err)
+	}
 }
 
 func TestTheGroupDiesAtTheLimit(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -83,6 +84,9 @@ func TestTCP(t *testing.T) {
 func TestLocalhostIsIPv6Too(t *testing.T) {
 	l, err := net.Listen("tcp", "[::1]:0")
 	if err != nil {
+		if os.Getenv("INGOT_NO_SKIP") != "" {
+			t.Fatal(err)
+		}
 		t.Skip("no IPv6 here: " + err.Error())
 	}
 	defer l.Close()
@@ -119,8 +123,9 @@ func TestHTTP(t *testing.T) {
 	secure.StartTLS()
 	defer plain.Close()
 	defer secure.Close()
-	t.Setenv("HTTP_PROXY", "http://"+closed(t))
-	t.Setenv("http_proxy", "http://"+closed(t))
+	if client(Check{}).Transport.(*http.Transport).Proxy != nil { // net/http asks none for a loopback address in any case
+		t.Error("a proxy may be asked")
+	}
 	for _, tt := range []struct {
 		check Check
 		ok    bool
@@ -163,8 +168,8 @@ func TestHostileServers(t *testing.T) {
 		"hangs up":           {func(net.Conn) {}, false, "EOF"},
 		"no HTTP":            {func(c net.Conn) { say(c, "SSH-2.0-x\r\n\x1b[2J\r\n") }, false, "net/http: HTTP/1.x transport connection broken: malformed HTTP response"},
 		"half a header":      {func(c net.Conn) { say(c, ok); hang(c) }, false, "not done within 300ms"},
-		"endless headers":    {func(c net.Conn) { say(c, ok); repeat(c, "X-A: b\r\n") }, false, "net/http: HTTP/1.x transport connection broken: net/http: server response headers exceeded"},
-		"one endless header": {func(c net.Conn) { say(c, ok+"X: "); repeat(c, "yyyyyyyy") }, false, "net/http: HTTP/1.x transport connection broken: net/http: server response headers exceeded"},
+		"endless headers":    {func(c net.Conn) { say(c, ok); repeat(c, "X-A: b\r\n") }, false, "net/http: HTTP/1.x transport connection broken: net/http: server response headers exceeded 65536 bytes"},
+		"one endless header": {func(c net.Conn) { say(c, ok+"X: "); repeat(c, "yyyyyyyy") }, false, "net/http: HTTP/1.x transport connection broken: net/http: server response headers exceeded 65536 bytes"},
 		"endless 1xx":        {func(c net.Conn) { repeat(c, "HTTP/1.1 103 Early Hints\r\n\r\n") }, false, "net/http: "},
 		"endless body":       {func(c net.Conn) { say(c, ok+"\r\n"); repeat(c, "0123456789") }, true, "status 200"},
 		"body that stops":    {func(c net.Conn) { say(c, ok+"Content-Length: 10\r\n\r\nabc") }, false, "status 200, but the response does not end: unexpected EOF"},
