@@ -152,7 +152,7 @@ func TestExplain(t *testing.T) {
 func TestResolveReportsEverything(t *testing.T) {
 	s := space(t, map[string]string{
 		"profile/DEFAULT.yaml":   "bot: image\nboot: packages\nupdate: slots\nkernel: {args: [\"a\\tb\"], from: disk}\n",
-		"profile/WEB.yaml":       "image: [x]\ncheck: [{unit: a, http: b}]\nnetwork: netplan\nimage: y\n",
+		"profile/WEB.yaml":       "image: [x]\ncheck: [{unit: a.service, http: \"http://b/\"}]\nnetwork: netplan\nimage: y\n",
 		"profile/n1.yaml":        "image: 'a b'\nnode_owned: [\"\"]\n",
 		"files/etc/y/WEB":        "y\n",
 		"files/etc/y/file-modes": "root\nroot root 99999\n",

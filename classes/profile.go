@@ -6,11 +6,12 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
-	"time"
 
+	"ingot/internal/health"
 	"ingot/internal/pattern"
 	"ingot/internal/problem"
 	"ingot/internal/strict"
+	"ingot/internal/units"
 )
 
 // Profile is profile/CLASS.yaml, merged in class order: maps deeply, lists replaced, and
@@ -21,25 +22,20 @@ type Profile struct {
 	Kernel    Kernel   `yaml:"kernel"`     // of the installed system
 	Update    string   `yaml:"update"`     // live
 	NodeOwned []string `yaml:"node_owned"` // patterns, after the built-in ones
-	Check     []Check  `yaml:"check"`      // what must hold after a push
 	Network   string   `yaml:"network"`    // networkd: its files are written from nodes/NAME.yaml; none: the image's
 	HostKeys  string   `yaml:"hostkeys"`   // generate: new SSH host keys at install; image: those of the image
 	Loader    string   `yaml:"loader"`     // grub: ingot installs and owns it; none
 	Finish    string   `yaml:"finish"`     // after an installation: reboot | poweroff
+
+	Check         []health.Check `yaml:"check"`          // what must hold after a push
+	Restart       string         `yaml:"restart"`        // report | reload | restart: units that a push concerns
+	RestartExcept []string       `yaml:"restart_except"` // patterns of units that are left alone, besides the built-in ones
 }
 
 // Kernel is how the installed system boots.
 type Kernel struct {
 	From string   `yaml:"from"` // image
 	Args []string `yaml:"args"`
-}
-
-// Check is one condition: exactly one of Unit, HTTP, Exec.
-type Check struct {
-	Unit    string        `yaml:"unit"` // systemd unit that must be active
-	HTTP    string        `yaml:"http"` // URL that must answer 2xx
-	Exec    string        `yaml:"exec"` // command that must exit 0
-	Timeout time.Duration `yaml:"timeout"`
 }
 
 // setting is a key that takes one of some words.
@@ -59,6 +55,7 @@ func (p *Profile) settings() []setting {
 		{"hostkeys", &p.HostKeys, []string{"generate", "image"}, nil},
 		{"loader", &p.Loader, []string{"grub", "none"}, nil},
 		{"finish", &p.Finish, []string{"reboot", "poweroff"}, nil},
+		{"restart", &p.Restart, units.Modes(), nil},
 	}
 }
 
@@ -99,24 +96,7 @@ func (p *Profile) check(d *strict.Decoded) {
 			d.Bad(fmt.Sprintf("node_owned[%d]", i), "%v", err)
 		}
 	}
-	if len(p.Check) > 0 {
-		d.Bad("check", "check is not supported yet: nothing would be checked")
-	}
-	for i, c := range p.Check {
-		n := 0
-		for _, x := range []string{c.Unit, c.HTTP, c.Exec} {
-			if x != "" {
-				n++
-			}
-		}
-		path := fmt.Sprintf("check[%d]", i)
-		if n != 1 {
-			d.Bad(path, "a check is one of {unit: NAME}, {http: URL}, {exec: COMMAND}")
-		}
-		if c.HTTP != "" && !strings.HasPrefix(c.HTTP, "http://") && !strings.HasPrefix(c.HTTP, "https://") {
-			d.Bad(path+".http", "%q is not an URL that begins with http:// or https://", c.HTTP)
-		}
-	}
+	p.checkAfter(d)
 }
 
 // imageName: NAME, NAME:TAG, or with @DIGEST.
@@ -218,7 +198,7 @@ func (r *Resolved) value(path string, layers []layer) {
 func text(n *strict.Node) string {
 	switch n.Kind {
 	case strict.Scalar:
-		return n.Text
+		return strings.ReplaceAll(strings.TrimSpace(n.Text), "\n", `\n`) // of a block, such as a check's script
 	case strict.List:
 		var items []string
 		for _, i := range n.Items {

@@ -14,6 +14,8 @@ type Change struct {
 	Why     string // what differs, or where it comes from
 	OldSize int64  // bytes of content, 0 for what has none
 	NewSize int64
+
+	Dev, Ino uint64 // of the inode that is displaced or changed, when it was scanned; 0 where there is none
 }
 
 // Changes itemises the plan, but for directory times: those follow from the others.
@@ -31,6 +33,7 @@ func (p *Plan) Changes() []Change {
 		c := Change{Kind: s.Kind, Path: s.Path, Why: s.why(where)}
 		if s.Old != nil {
 			c.OldSize = s.Old.Size
+			c.Dev, c.Ino = s.stat.Dev, s.stat.Ino
 		}
 		if s.New != nil {
 			c.NewSize = s.New.Size
