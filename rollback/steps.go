@@ -123,9 +123,11 @@ func (c *comparison) metaSteps() []Step {
 	return out
 }
 
-// timeSteps sets the times of directories: those in which names come and go
-// and those that differ anyway. The latter do not count as a change where the
-// directory holds something of the node's own, which keeps changing them.
+// timeSteps sets the times of directories: those in which names come and go,
+// those that are exchanged for something else, to which xfs gives the time of
+// now (xfs_cross_rename), and those that differ anyway. The latter do not count
+// as a change where the directory holds something of the node's own, which
+// keeps changing them.
 func (c *comparison) timeSteps(real *int) []Step {
 	var out []Step
 	for i := range c.rows {
@@ -133,10 +135,10 @@ func (c *comparison) timeSteps(real *int) []Step {
 		if w.goal == nil || w.goal.Type != entry.Dir {
 			continue
 		}
-		if !w.touched && (w.kept || w.l == nil || w.replace || w.l.ModTime == w.goal.ModTime) {
+		if !w.touched && !w.replace && (w.kept || w.l == nil || w.l.ModTime == w.goal.ModTime) {
 			continue
 		}
-		if !w.touched && !w.l.anchored {
+		if !w.touched && !w.replace && !w.l.anchored {
 			*real++
 		}
 		s := Step{Kind: Times, Path: w.path, New: w.goal, keep: w.kept}
