@@ -100,7 +100,7 @@ func (c *comparison) contentOf(l *item) *entry.Entry {
 
 func (c *comparison) metaSteps() []Step {
 	var out []Step
-	done := map[uint64]bool{}
+	done := map[inode]bool{}
 	for i := range c.rows {
 		w := &c.rows[i]
 		if w.goal == nil || w.kept || w.l == nil || w.replace {
@@ -112,11 +112,11 @@ func (c *comparison) metaSteps() []Step {
 			}
 			continue
 		}
-		if entry.SameMeta(w.l.Entry, w.goal) || done[w.l.stat.Ino] {
+		if entry.SameMeta(w.l.Entry, w.goal) || done[inodeOf(w.l.stat)] {
 			continue
 		}
 		if w.l.Type.Linkable() {
-			done[w.l.stat.Ino] = true // one step for all names of the inode
+			done[inodeOf(w.l.stat)] = true // one step for all names of the inode
 		}
 		out = append(out, c.step(Meta, w))
 	}
@@ -164,7 +164,7 @@ func (c *comparison) record() {
 	}
 	c.plan.left = c.recorded(c.base, func(w *row) *entry.Entry {
 		switch {
-		case w.alone != "":
+		case w.alone != "" && !c.hidden(w):
 			return w.b
 		case w.l != nil:
 			return c.now(w.l)
@@ -227,13 +227,19 @@ func (c *comparison) recordDone() *manifest.Manifest {
 	return b.build(c.live)
 }
 
+// hidden reports whether a mount that takes no part lies over what the record
+// has at a path, and the target does not speak of it: it is the record's no more.
+func (c *comparison) hidden(w *row) bool {
+	return w.alone == Mount && w.l == nil && w.t == nil && c.rules.left(w.path) != Mount
+}
+
 func (c *comparison) recordLeft() *manifest.Manifest {
 	b := newBuilder(len(c.rows))
 	c.outside(b, c.base)
 	for i := range c.rows {
 		w := &c.rows[i]
 		switch {
-		case w.alone != "" && w.b != nil:
+		case w.alone != "" && w.b != nil && !c.hidden(w):
 			b.add(w.b, c.base.content(w.b), groupIn(1, w.b))
 		case w.alone == "" && w.l != nil:
 			b.add(w.l.Entry, c.contentOf(w.l), liveGroup(w.l))
