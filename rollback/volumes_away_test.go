@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -197,5 +198,114 @@ func TestFullVolume(t *testing.T) {
 	}
 	if left, _ := os.ReadDir(w.at("vol") + "/.ingot/stage"); len(left) > 0 {
 		t.Errorf("left %v", left)
+	}
+}
+
+// What somebody else changed on a volume during a crash is left alone, and what
+// was displaced there is kept there, wherever the recovery itself dies.
+func TestForeignChangeOnVolume(t *testing.T) {
+	for at := 1; ; at++ {
+		w := both(t)
+		w.interrupted(w.node())
+		ok(t, os.Remove(w.at("vol/a")))
+		write(t, w.at("vol/a"), "somebody else's")
+		n := open(t, w.dir)
+		f := &fate{at: at}
+		lived, err := f.live(n, func() error { _, err := n.Recover(bg()); return err })
+		if !lived {
+			n = open(t, w.dir)
+			_, err = n.Recover(bg())
+		}
+		ok(t, err)
+		if read(t, w.at("vol/a")) != "somebody else's" {
+			t.Fatalf("point %d: somebody's file is gone", at)
+		}
+		held, err := filepath.Glob(w.at("vol/.ingot/kept/*/undo/*"))
+		ok(t, err)
+		if len(held) == 0 || !slices.ContainsFunc(held, func(p string) bool { return read(t, p) == "old a" }) {
+			t.Fatalf("point %d: what was displaced is not kept: %q", at, held)
+		}
+		if left, _ := os.ReadDir(w.at("vol/.ingot/stage")); len(left) > 0 {
+			t.Fatalf("point %d: left %v", at, left)
+		}
+		if lived {
+			if at < 10 {
+				t.Errorf("only %d points", at)
+			}
+			return
+		}
+	}
+}
+
+// Each file system is synced before the journal has its name, before the
+// commit, and before the journal goes.
+func TestEveryVolumeIsSynced(t *testing.T) {
+	w := both(t)
+	n := w.node()
+	synced, seen := 0, map[string]int{}
+	n.sys.hook = func(call, what string, after bool) error {
+		switch {
+		case !after:
+		case call == "syncfs":
+			synced++
+		case call == "exchange", call == "move", call == "meta", call == "utimens", call == "unlink", call == "link":
+			synced = 0
+		case call == "rename" && what == ".ingot/journal.tmp":
+			seen["name"], synced = synced, 0
+		case call == "write" && what == "journal":
+			seen["commit"], synced = synced, 0
+		case call == "rename" && what == ".ingot/journal":
+			seen["end"] = synced
+		}
+		return nil
+	}
+	w.push(n)
+	n.sys.hook = nil
+	for _, what := range []string{"name", "commit", "end"} {
+		if seen[what] != 2 {
+			t.Errorf("%d file systems are synced before the %s, want 2", seen[what], what)
+		}
+	}
+}
+
+// The stat cache knows what is on a volume, also when that has got another number.
+func TestStatCacheOfVolumes(t *testing.T) {
+	w := both(t)
+	n := w.node()
+	w.push(n)
+	g, err := n.Current()
+	ok(t, err)
+	m, err := n.Manifest(g.Number)
+	ok(t, err)
+	top, err := entry.StatAt(unix.AT_FDCWD, w.dir)
+	ok(t, err)
+	on := func(p string) uint64 {
+		st, err := entry.StatAt(unix.AT_FDCWD, w.at(p))
+		ok(t, err)
+		return st.Dev
+	}
+	s := n.readCache(g, m)
+	for i := range s {
+		if s[i].Ino != 0 && s[i].Dev != top.Dev {
+			s[i].Dev += 7
+		} else if s[i].Ino != 0 {
+			s[i].Dev = on("vol") // the two have changed places
+		}
+	}
+	ok(t, n.writeCache(g.Number, g.Manifest, m, s))
+	known := 0
+	for i, k := range n.readCache(g, m) {
+		if k.Ino == 0 {
+			continue
+		}
+		if m.Entries[i].Type == entry.File && under(m.Entries[i].Path, "vol") {
+			known++
+		}
+		if k.Dev != on(m.Entries[i].Path) {
+			t.Errorf("%q is taken to be on device %d", m.Entries[i].Path, k.Dev)
+		}
+	}
+	if known < 2 {
+		t.Errorf("%d files of the volume are known", known)
 	}
 }
