@@ -373,3 +373,36 @@ func TestResumeOnVolume(t *testing.T) {
 	}
 	w.tidy(n)
 }
+
+// An undo copy on another file system is copied, where that of the path itself is damaged.
+func TestUndoCopyFromAnotherVolume(t *testing.T) {
+	w := small(t, func(dir string) {
+		ok(t, os.Remove(dir+"/prog"))
+		ok(t, os.Remove(dir+"/vol/a"))
+	})
+	write(t, w.at("vol/a"), "old prog") // what prog holds, on the other file system
+	w.sameFile("vol/a", "prog")
+	before := snapshot(t, w.dir)
+	n := open(t, w.dir)
+	ok(t, n.Record(bg(), Generation{Image: "old:1", Result: "installed"}, before, nil, nil))
+	w.push(n)
+	copies, err := filepath.Glob(w.at("vol/.ingot/generations/1/undo/*"))
+	ok(t, err)
+	if len(copies) != 1 {
+		t.Fatalf("undo copies %q", copies)
+	}
+	st, err := os.Stat(copies[0])
+	ok(t, err)
+	write(t, copies[0], "bad prog")
+	ok(t, os.Chtimes(copies[0], st.ModTime(), st.ModTime()))
+	w.back(n, 0)
+	same(t, "back", before, snapshot(t, w.dir))
+}
+
+// sameFile gives a file of the node the time of another one.
+func (w *world) sameFile(path, as string) {
+	w.t.Helper()
+	st, err := os.Stat(w.at(as))
+	ok(w.t, err)
+	ok(w.t, os.Chtimes(w.at(path), st.ModTime(), st.ModTime()))
+}
