@@ -285,6 +285,11 @@ func TestDataIsLeftAlone(t *testing.T) {
 	if read(t, w.at("vol/sub/b")) != "old b" {
 		t.Error("data that was found was deleted")
 	}
+	write(t, w.at("vol/sub/b"), "changed since")
+	w.back(n, 0)
+	if read(t, w.at("vol/sub/b")) != "changed since" {
+		t.Error("data that no switch touched was taken back")
+	}
 }
 
 // A volume with generations of its own is a tree of its own.
@@ -377,11 +382,12 @@ func TestResumeOnVolume(t *testing.T) {
 // An undo copy on another file system is copied, where that of the path itself is damaged.
 func TestUndoCopyFromAnotherVolume(t *testing.T) {
 	w := small(t, func(dir string) {
-		ok(t, os.Remove(dir+"/prog"))
 		ok(t, os.Remove(dir+"/vol/a"))
 	})
-	write(t, w.at("vol/a"), "old prog") // what prog holds, on the other file system
-	w.sameFile("vol/a", "prog")
+	for _, name := range []string{"vol/a", "zz"} { // what prog holds, on both file systems; zz is nobody's undo copy before vol/a looks for one
+		write(t, w.at(name), "old prog")
+		w.sameFile(name, "prog")
+	}
 	before := snapshot(t, w.dir)
 	n := open(t, w.dir)
 	ok(t, n.Record(bg(), Generation{Image: "old:1", Result: "installed"}, before, nil, nil))
