@@ -97,17 +97,33 @@ func (c cache) Lookup(path string, st entry.Stat) ([]entry.Extent, []entry.Chunk
 	return e.Holes, e.Chunks, true
 }
 
-// record takes down the tree as it is now: generation 1, the base of drift and
-// of the three-way comparison. What differs from image and overlay, outside of
+// made returns the paths of the file systems that this installation made and
+// wrote the tree to, besides the root. One that keeps no owners is none of them.
+func (r *Run) made() map[string]bool {
+	out := map[string]bool{}
+	for _, m := range r.plan.Result.Mounts {
+		if at := strings.Trim(m.Path, "/"); at != "" && m.FS != "vfat" {
+			out[at] = true
+		}
+	}
+	return out
+}
+
+// record takes down the tree as it is now, on all file systems that were made
+// for it: generation 1, the base of drift and of the three-way comparison. What differs from image and overlay, outside of
 // node-owned and volatile paths, was made by this installation: derived.
 func (r *Run) record(ctx context.Context) error {
-	volatile := pattern.Volatile()
+	volatile, tops := pattern.Volatile(), r.made()
+	out := func(path string, _ bool) bool {
+		return volatile.Match(path) || filepath.Base(path) == "lost+found" && tops[filepath.Dir(path)]
+	}
 	var mu sync.Mutex
 	stats := map[string]entry.Stat{}
 	done, seen, err := tree.Capture(ctx, Target, tree.CaptureOptions{
-		Exclude:       func(path string, _ bool) bool { return volatile.Match(path) },
+		Exclude:       out,
 		Cache:         cache{r},
 		OneFileSystem: true,
+		Cross:         func(path string) bool { return tops[path] },
 		Captured: func(path string, st entry.Stat, _ *entry.Entry) {
 			mu.Lock()
 			defer mu.Unlock()

@@ -11,9 +11,14 @@ import (
 type group struct {
 	tree int    // which tree it is from
 	root string // its first name there
-	ino  uint64 // or the inode, in the live tree
+	ino  inode  // or the inode, in the live tree
 	many bool   // this name has, or may have, others
 }
+
+// inode names a file of the live tree: numbers are those of one file system.
+type inode struct{ dev, ino uint64 }
+
+func inodeOf(st entry.Stat) inode { return inode{st.Dev, st.Ino} }
 
 // groupIn names the group of an entry of a manifest; numbers tell manifests apart.
 func groupIn(tree int, e *entry.Entry) group {
@@ -27,7 +32,7 @@ func liveGroup(l *item) group {
 	if !l.Type.Linkable() || l.stat.Nlink < 2 {
 		return group{}
 	}
-	return group{ino: l.stat.Ino, many: true}
+	return group{ino: inodeOf(l.stat), many: true}
 }
 
 // builder gathers entries of several trees into one manifest.

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -121,25 +120,61 @@ func (n *Node) readCache(g Generation, m *manifest.Manifest) states {
 	if !ok && (gen == 0 || gen == g.Number && id == g.Manifest) {
 		n.log().Warn("stat cache is damaged: ignored", slogx.Path, in("statcache"))
 	}
-	var top unix.Stat_t
-	if err := unix.Fstat(n.top, &top); err != nil {
+	if s == nil {
 		return nil
 	}
-	s.moved(top.Dev)
+	if s, err = n.renumber(s, g, m); err != nil {
+		return nil
+	}
 	return s
 }
 
-// moved gives the file system of the tree the number that it has now: btrfs
+// renumber gives the file systems of the tree the numbers that they have now.
+// A volume that cannot be looked at has nothing that is known.
+func (n *Node) renumber(s states, g Generation, m *manifest.Manifest) (states, error) {
+	var top unix.Stat_t
+	if err := unix.Fstat(n.top, &top); err != nil {
+		return nil, err
+	}
+	if len(g.Volumes) == 0 {
+		s.moved(uint64(top.Dev), func(int) bool { return true })
+		return s, nil
+	}
+	on := make([]int32, len(s)) // the volume of each entry
+	x := indexOf(m)
+	for v, vol := range g.Volumes { // what is mounted in another one comes after it
+		if i := x.at(string(vol.At)); i >= 0 {
+			for j := i; j < int(x.end[i]); j++ {
+				on[j] = int32(v + 1)
+			}
+		}
+	}
+	for v := range len(g.Volumes) + 1 {
+		dev := uint64(top.Dev)
+		if v > 0 {
+			st, err := entry.StatAt(n.top, string(g.Volumes[v-1].At))
+			if err != nil {
+				continue
+			}
+			dev = st.Dev
+		}
+		s.moved(dev, func(i int) bool { return int(on[i]) == v })
+	}
+	return s, nil
+}
+
+// moved gives those on one file system the number that it has now: btrfs
 // takes another at each mount, and disks change places. Inodes with their
 // ctimes tell one file system from another well enough.
-func (s states) moved(dev uint64) {
-	first := slices.IndexFunc(s, func(k known) bool { return k.Ino != 0 })
-	if first < 0 || s[first].Dev == dev {
-		return
-	}
-	was := s[first].Dev
+func (s states) moved(dev uint64, on func(i int) bool) {
+	was, seen := dev, false
 	for i := range s {
-		if s[i].Ino != 0 && s[i].Dev == was {
+		switch {
+		case s[i].Ino == 0 || !on(i):
+		case !seen:
+			was, seen = s[i].Dev, true
+			fallthrough
+		case s[i].Dev == was:
 			s[i].Dev = dev
 		}
 	}

@@ -51,6 +51,12 @@ func (w *writer) meta(e *entry.Entry) {
 	}
 }
 
+func (w *writer) volume(v *Volume) {
+	for _, s := range []string{string(v.At), v.ID, v.FSType, v.UUID, v.Source, v.Root} {
+		w.text(s)
+	}
+}
+
 // reader decodes what writer wrote. After the first malformed piece bad is
 // set and everything reads as zero.
 type reader struct {
@@ -132,4 +138,8 @@ func (r *reader) meta() entry.Entry {
 		e.Xattrs = append(e.Xattrs, entry.Xattr{Name: r.text(), Value: r.text()})
 	}
 	return e
+}
+
+func (r *reader) volume() Volume {
+	return Volume{At: Path(r.text()), ID: r.text(), FSType: r.text(), UUID: r.text(), Source: r.text(), Root: r.text()}
 }

@@ -12,6 +12,7 @@ import (
 type leaves struct {
 	owned    []pattern.List // of several generations: one that matches is enough
 	volatile pattern.List
+	away     []string // mount points whose file system is not there
 }
 
 // left says why path is left alone wherever it comes from.
@@ -24,6 +25,11 @@ func (r *leaves) left(path string) Leave {
 			return NodeOwned
 		}
 	}
+	for _, at := range r.away {
+		if path == at || under(path, at) {
+			return Mount
+		}
+	}
 	return ""
 }
 
@@ -34,7 +40,7 @@ func (r *leaves) covers(dir string) bool {
 
 // below returns what can matter in dir: mostly nothing.
 func (r *leaves) below(dir string) leaves {
-	out := leaves{volatile: r.volatile.Below(dir)}
+	out := leaves{volatile: r.volatile.Below(dir), away: r.away}
 	for _, l := range r.owned {
 		if l = l.Below(dir); !l.Empty() {
 			out.owned = append(out.owned, l)
@@ -51,6 +57,17 @@ type rules struct {
 	policy  Policy
 	only    func(path string) bool // what is compared; nil: everything
 	part    *part                  // nil: the whole tree
+	vols    volumes                // file systems that take part; empty: only that of the top
+	aside   map[string]string      // mount points that take no part: why
+	idle    []string               // of these, those that might, were something of the change in them
+}
+
+// because says why a mount takes no part.
+func (r *rules) because(path string) string {
+	if why := r.aside[path]; why != "" {
+		return ": " + why
+	}
+	return ""
 }
 
 // row is one path in the comparison: what it was given, has, is to get, and
@@ -87,9 +104,12 @@ func compare(base *index, l *live, target *index, r *rules) *Plan {
 	for i := range c.rows {
 		c.decide(&c.rows[i])
 	}
+	c.mountPoints()
+	c.absent()
 	c.parents()
 	c.groups()
 	c.steps()
+	c.plan.assign(r.vols)
 	c.plan.record = c.record
 	return c.plan
 }
@@ -203,7 +223,9 @@ func (c *comparison) leave(w *row) {
 	w.keep()
 	switch {
 	case w.alone == Mount && w.l != nil && w.l.alone == Mount:
-		c.note(w.path, "a mount point: left alone, and all that is in it")
+		if up := c.parent(w); up == nil || up.alone != Mount {
+			c.note(w.path, "a mount point: left alone, and all that is in it"+c.rules.because(w.path))
+		}
 	case w.alone == Socket && w.t != nil:
 		c.blocked(w.path, "is a socket where the target has something else")
 	case w.l == nil && w.t != nil && w.b == nil && w.alone == NodeOwned:

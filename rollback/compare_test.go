@@ -286,3 +286,14 @@ func paths(m *manifest.Manifest) string {
 	}
 	return strings.Join(out, " ")
 }
+
+// An exchange of a directory with something else sets the directory's time on xfs.
+func TestExchangedDirectoryGetsItsTime(t *testing.T) {
+	base, target := parseManifest(t, "d=1"), parseManifest(t, "d/ time=5")
+	r := &rules{}
+	p := compare(base, parseLive(t, "d=1", base, target, r), target, r)
+	last := p.Steps[len(p.Steps)-1]
+	if last.Kind != Times || last.Path != "d" || last.New.ModTime != 5 {
+		t.Errorf("the last step is %v of %q", last.Kind, last.Path)
+	}
+}

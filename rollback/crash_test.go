@@ -137,7 +137,11 @@ func (c *campaign) run(stride int, inject error) {
 	was := c.state("before")
 	for at := 1; ; at += stride {
 		n := open(c.w.t, c.w.dir)
-		ok(c.w.t, n.clearStages("")) // what dead pushes left would only make the count longer
+		for _, top := range c.w.tops() { // what dead pushes left would only make the count longer
+			b := open(c.w.t, top)
+			ok(c.w.t, b.clearStages(""))
+			b.Close()
+		}
 		before, err := n.Current()
 		ok(c.w.t, err)
 		f := &fate{at: at, err: inject}
@@ -153,8 +157,10 @@ func (c *campaign) run(stride int, inject error) {
 			if _, err := os.Lstat(c.w.dir + "/.ingot/journal"); err == nil {
 				c.w.t.Fatalf("%s failed at point %d and left a journal", what, at)
 			}
-			if left, _ := os.ReadDir(c.w.dir + "/.ingot/stage"); len(left) > 0 {
-				c.w.t.Fatalf("%s failed at point %d and left its stage", what, at)
+			for _, top := range c.w.tops() {
+				if left, _ := os.ReadDir(top + "/.ingot/stage"); len(left) > 0 {
+					c.w.t.Fatalf("%s failed at point %d and left its stage in %q", what, at, top)
+				}
 			}
 			if _, err := os.Lstat(c.w.dir + "/.ingot/journal.tmp"); err == nil {
 				c.w.t.Fatalf("%s failed at point %d and left the beginning of a journal", what, at)
@@ -188,8 +194,10 @@ func (c *campaign) judge(what string, at int, was bool, before Generation) {
 	if changed != (g.Number == before.Number+1) || !changed && g.Number != before.Number {
 		c.w.t.Fatalf("%s at point %d: changed %v, but generation %d became %d", what, at, changed, before.Number, g.Number)
 	}
-	if _, err := os.Lstat(c.w.dir + "/.ingot/kept"); err == nil {
-		c.w.t.Fatalf("%s at point %d: something was kept aside", what, at)
+	for _, top := range c.w.tops() {
+		if _, err := os.Lstat(top + "/.ingot/kept"); err == nil {
+			c.w.t.Fatalf("%s at point %d: something was kept aside in %q", what, at, top)
+		}
 	}
 	if !changed {
 		c.undone++
@@ -223,15 +231,23 @@ func TestDeathAnywhere(t *testing.T) {
 	for _, size := range []struct {
 		name                    string
 		entries, changes, short int
-	}{{"small", 30, 25, 100000}, {"large", 400, 320, 12}} {
+		kind                    string
+		mounts                  []string
+	}{
+		{name: "small", entries: 30, changes: 25, short: 100000},
+		{name: "large", entries: 400, changes: 320, short: 12},
+		{"small on two file systems", 40, 40, 100000, "tmpfs", []string{"vol"}},
+		{"large on two file systems", 480, 420, 12, "ext4", []string{"vol"}},
+		{"three file systems, one in another", 60, 60, 60, "tmpfs", []string{"vol", "vol/deep"}},
+	} {
 		t.Run(size.name+" push", func(t *testing.T) {
-			w := newWorld(t, 7, size.entries, size.changes)
+			w := newWorldOn(t, 7, size.entries, size.changes, size.kind, size.mounts...)
 			w.node()
 			c := &campaign{w: w, op: pushOp(w)}
 			c.run(pick(c, size.short), nil)
 		})
 		t.Run(size.name+" rollback", func(t *testing.T) {
-			w := newWorld(t, 8, size.entries, size.changes)
+			w := newWorldOn(t, 8, size.entries, size.changes, size.kind, size.mounts...)
 			_, err := push(w.node(), w.goal(), w.src)
 			ok(t, err)
 			c := &campaign{w: w, op: backOp}
@@ -241,6 +257,10 @@ func TestDeathAnywhere(t *testing.T) {
 }
 
 func TestFailureAnywhere(t *testing.T) {
+	some := 80
+	if long() {
+		some = 450
+	}
 	for _, tt := range []struct {
 		name string
 		err  error
@@ -250,6 +270,19 @@ func TestFailureAnywhere(t *testing.T) {
 			w.node()
 			c := &campaign{w: w, op: pushOp(w)}
 			c.run(pick(c, 60), tt.err)
+		})
+		t.Run(tt.name+" push on two file systems", func(t *testing.T) {
+			w := newWorldOn(t, 9, some, some, "tmpfs", "vol")
+			w.node()
+			c := &campaign{w: w, op: pushOp(w)}
+			c.run(pick(c, 30), tt.err)
+		})
+		t.Run(tt.name+" rollback on two file systems", func(t *testing.T) {
+			w := newWorldOn(t, 10, some, some, "tmpfs", "vol")
+			_, err := push(w.node(), w.goal(), w.src)
+			ok(t, err)
+			c := &campaign{w: w, op: backOp}
+			c.run(pick(c, 30), tt.err)
 		})
 		t.Run(tt.name+" rollback", func(t *testing.T) {
 			w := newWorld(t, 10, 40, 30)
@@ -268,15 +301,22 @@ func TestRecoveryDiesAnywhere(t *testing.T) {
 		name    string
 		on      func(call, what string, after bool) bool
 		forward bool
+		mounts  []string
 	}{
-		{"before the commit", func(call, what string, after bool) bool { return call == "write" && what == "journal" && !after }, false},
-		{"after the commit", func(call, what string, after bool) bool { return call == "write" && what == "journal" && after }, true},
+		{"before the commit", func(call, what string, after bool) bool { return call == "write" && what == "journal" && !after }, false, nil},
+		{"after the commit", func(call, what string, after bool) bool { return call == "write" && what == "journal" && after }, true, nil},
+		{"before the commit, three file systems", func(call, what string, after bool) bool { return call == "write" && what == "journal" && !after }, false, []string{"vol", "vol/deep"}},
+		{"after the commit, three file systems", func(call, what string, after bool) bool { return call == "write" && what == "journal" && after }, true, []string{"vol", "vol/deep"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			w := newWorld(t, 12, 40, 30)
+			w := newWorldOn(t, 12, 40+40*len(tt.mounts), 30+40*len(tt.mounts), "tmpfs", tt.mounts...)
 			w.node()
 			c := &campaign{w: w, op: pushOp(w)}
-			for at := 1; ; at++ {
+			stride := 1
+			if len(tt.mounts) > 0 && !long() {
+				stride = 9
+			}
+			for at := 1; ; at += stride {
 				n := open(t, w.dir)
 				before, err := n.Current()
 				ok(t, err)
@@ -296,10 +336,10 @@ func TestRecoveryDiesAnywhere(t *testing.T) {
 				}
 				c.judge("recovery", at, false, before)
 				if lived {
-					if at < 10 || (c.forward > 0) != tt.forward || (c.undone > 0) == tt.forward {
+					if f.seen < 10 || (c.forward > 0) != tt.forward || (c.undone > 0) == tt.forward {
 						t.Errorf("%d points, %d forward, %d undone", at, c.forward, c.undone)
 					}
-					t.Logf("recovery has %d points", at-1)
+					t.Logf("recovery has %d points", f.seen)
 					return
 				}
 			}

@@ -19,8 +19,8 @@ import (
 // stager fills one stage, several slots at once.
 type stager struct {
 	n     *Node
-	fd    int          // the directory of slots
-	fresh *entry.Entry // what a new file in it is like; nil when that is not known
+	r     reach          // with the directories of slots
+	fresh []*entry.Entry // what a new file in each of these is like; nil when that is not known
 
 	mu      sync.Mutex
 	missing map[digest.ID][]spot
@@ -44,7 +44,9 @@ type filling struct {
 // others as their chunks come; then further names.
 func (st *stager) build(ctx context.Context, p *Plan, src Source) error {
 	st.missing = map[digest.ID][]spot{}
-	st.fresh = st.newFile()
+	for i := range st.r {
+		st.fresh = append(st.fresh, newFile(st.r[i].undo))
+	}
 	var heads []*Step
 	for i := range p.Steps {
 		if s := &p.Steps[i]; (s.Kind == Replace || s.Kind == Add) && s.link == s.slot {
@@ -68,7 +70,7 @@ func (st *stager) build(ctx context.Context, p *Plan, src Source) error {
 		if s.Kind != Replace && s.Kind != Add || s.link == s.slot {
 			continue
 		}
-		if err := st.n.sys.link(st.fd, strconv.Itoa(s.link), st.fd, strconv.Itoa(s.slot)); err != nil {
+		if err := st.n.sys.link(st.dir(s), strconv.Itoa(s.link), st.dir(s), strconv.Itoa(s.slot)); err != nil {
 			return fmt.Errorf("%q: %w", s.Path, err)
 		}
 	}
@@ -108,10 +110,13 @@ func (n *Node) spread(ctx context.Context, count int, fn func(r *localReader, i 
 	return failed
 }
 
-// newFile says what a file that is made in the stage is like, where that is
-// sure: default ACLs and setgid directories give it more.
-func (st *stager) newFile() *entry.Entry {
-	dir, _, err := entry.ReadFd(st.fd)
+// dir returns the directory that the slot of a step is in.
+func (st *stager) dir(s *Step) int { return st.r[s.vol].undo }
+
+// newFile says what a file that is made in a directory of slots is like, where
+// that is sure: default ACLs and setgid directories give it more.
+func newFile(fd int) *entry.Entry {
+	dir, _, err := entry.ReadFd(fd)
 	if err != nil || dir.Mode&unix.S_ISGID != 0 || len(dir.Xattrs) > 0 {
 		return nil
 	}
@@ -121,7 +126,7 @@ func (st *stager) newFile() *entry.Entry {
 // node makes one entry. Of a file it writes what the node has; the rest is
 // noted as missing.
 func (st *stager) node(p *Plan, s *Step, r *localReader) error {
-	name, sys := strconv.Itoa(s.slot), &st.n.sys
+	name, sys, dir := strconv.Itoa(s.slot), &st.n.sys, st.dir(s)
 	var err error
 	switch s.New.Type {
 	case entry.File:
@@ -130,33 +135,33 @@ func (st *stager) node(p *Plan, s *Step, r *localReader) error {
 		}
 		return st.file(p, s, r)
 	case entry.Dir:
-		err = sys.mkdir(st.fd, name, 0o700)
+		err = sys.mkdir(dir, name, 0o700)
 	case entry.Symlink:
-		err = sys.symlink(s.New.Target, st.fd, name)
+		err = sys.symlink(s.New.Target, dir, name)
 	case entry.FIFO:
-		err = sys.mknod(st.fd, name, unix.S_IFIFO|0o600, 0)
+		err = sys.mknod(dir, name, unix.S_IFIFO|0o600, 0)
 	case entry.CharDevice:
-		err = sys.mknod(st.fd, name, unix.S_IFCHR|0o600, unix.Mkdev(s.New.Major, s.New.Minor))
+		err = sys.mknod(dir, name, unix.S_IFCHR|0o600, unix.Mkdev(s.New.Major, s.New.Minor))
 	case entry.BlockDevice:
-		err = sys.mknod(st.fd, name, unix.S_IFBLK|0o600, unix.Mkdev(s.New.Major, s.New.Minor))
+		err = sys.mknod(dir, name, unix.S_IFBLK|0o600, unix.Mkdev(s.New.Major, s.New.Minor))
 	default:
 		err = fmt.Errorf("unknown type %d", s.New.Type)
 	}
 	if err != nil {
 		return err
 	}
-	return sys.setMeta(st.fd, name, s.New)
+	return sys.setMeta(dir, name, s.New)
 }
 
 // undoCopy makes an undo copy the file. It mostly has its metadata already.
 func (st *stager) undoCopy(s *Step, u undoFile, name string) error {
-	if err := st.n.sys.link(st.n.top, u.path(), st.fd, name); err != nil {
+	if err := st.n.sys.link(st.r[u.vol].top, u.path(), st.dir(s), name); err != nil {
 		return err
 	}
-	if e, _, err := entry.ReadAt(st.fd, name); err == nil && entry.SameMeta(&e, s.New) {
+	if e, _, err := entry.ReadAt(st.dir(s), name); err == nil && entry.SameMeta(&e, s.New) {
 		return nil
 	}
-	return st.n.sys.setMeta(st.fd, name, s.New)
+	return st.n.sys.setMeta(st.dir(s), name, s.New)
 }
 
 // file makes a file, or goes on with one of an interrupted stage.
@@ -204,10 +209,10 @@ func (st *stager) file(p *Plan, s *Step, r *localReader) error {
 // open makes the file, or takes over what an interrupted stage left of it,
 // where the holes are what they should be.
 func (st *stager) open(p *Plan, s *Step) (f *os.File, adopted bool, err error) {
-	name, sys := strconv.Itoa(s.slot), &st.n.sys
+	name, sys, dir := strconv.Itoa(s.slot), &st.n.sys, st.dir(s)
 	// Moved, not linked: what is written to must have no other name.
-	if old, ok := p.adopt[s.slot]; ok && sys.move(st.n.top, old.path, st.fd, name) == nil {
-		if f, err = sys.create(st.fd, name, 0, s.New.Size); err != nil {
+	if old, ok := p.adopt[s.slot]; ok && sys.move(st.r[s.vol].top, old.path, dir, name) == nil {
+		if f, err = sys.create(dir, name, 0, s.New.Size); err != nil {
 			return nil, false, err
 		}
 		clean := true
@@ -219,17 +224,17 @@ func (st *stager) open(p *Plan, s *Step) (f *os.File, adopted bool, err error) {
 			return f, true, nil
 		}
 		f.Close()
-		if err := sys.unlink(st.fd, name, 0); err != nil {
+		if err := sys.unlink(dir, name, 0); err != nil {
 			return nil, false, err
 		}
 	}
-	f, err = sys.create(st.fd, name, unix.O_CREAT|unix.O_EXCL, s.New.Size)
+	f, err = sys.create(dir, name, unix.O_CREAT|unix.O_EXCL, s.New.Size)
 	return f, false, err
 }
 
 // dress sets the metadata of a file whose content is there.
 func (st *stager) dress(p *Plan, f *os.File, s *Step) error {
-	have := st.fresh
+	have := st.fresh[s.vol]
 	if _, ok := p.adopt[s.slot]; ok {
 		have = nil // it may have been dressed before
 	}
@@ -301,7 +306,7 @@ func (st *stager) ask(ctx context.Context, p *Plan, src Source, put func(digest.
 func (st *stager) arrived(p *Plan, to spot, b []byte) error {
 	s := to.slot.step
 	name := strconv.Itoa(s.slot)
-	fd, err := unix.Openat(st.fd, name, unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := unix.Openat(st.dir(s), name, unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open slot %s: %w", name, err)
 	}

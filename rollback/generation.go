@@ -26,6 +26,7 @@ type Generation struct {
 	Within   Path      `json:"within,omitempty"`       // a part was pushed: which; Image and Overlay say where it is from
 	Exact    bool      `json:"exact,omitempty"`        // the whole tree was the target's: no node-owned and volatile paths
 	Covers   []Path    `json:"covers,omitempty"`       // what the record speaks of; empty: the whole tree
+	Volumes  []Volume  `json:"volumes,omitempty"`      // the file systems of the record besides that of the top, in tree order
 	Mode     string    `json:"mode"`                   // live, slots, btrfs
 	When     time.Time `json:"when"`                   // when it was switched to
 	By       string    `json:"by,omitempty"`           // who asked
@@ -34,6 +35,7 @@ type Generation struct {
 	From     int       `json:"from,omitempty"`         // the generation before
 	Of       int       `json:"rollback_of,omitempty"`  // rolled back: which one
 	To       int       `json:"rollback_to,omitempty"`  // rolled back: to which one
+	Aside    []Path    `json:"aside,omitempty"`        // mount points of file systems that the record does not speak of, though it might
 	Derived  []Path    `json:"derived,omitempty"`      // what the installation itself made on this node
 	Pinned   bool      `json:"pinned,omitempty"`       // never retired
 	Changes  int       `json:"changes,omitempty"`      // steps of the switch that made it
@@ -223,6 +225,9 @@ func (n *Node) Record(ctx context.Context, g Generation, m, target *manifest.Man
 	}
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	if g.Volumes, err = n.recorded(m); err != nil {
+		return fmt.Errorf("record generation %d: %w", g.Number, err)
 	}
 	id, err := n.record(g, m, target)
 	if err != nil {

@@ -7,12 +7,12 @@ import "ingot/internal/entry"
 // together: they stay when the inode has the target's content and is shared
 // by exactly the names that the target says.
 func (c *comparison) groups() {
-	names := map[uint64]int{} // live names of an inode, within what is compared
+	names := map[inode]int{} // live names of an inode, within what is compared
 	heads := map[string]bool{}
 	for i := range c.rows {
 		w := &c.rows[i]
 		if w.l != nil && w.l.Type.Linkable() && w.alone == "" && w.l.stat.Nlink > 1 {
-			names[w.l.stat.Ino]++
+			names[inodeOf(w.l.stat)]++
 		}
 		if w.goal != nil && w.goal.Link != "" {
 			heads[w.goal.Link] = true
@@ -54,17 +54,17 @@ func rootOf(e *entry.Entry) string {
 	return e.Path
 }
 
-func (c *comparison) stays(rows []*row, names map[uint64]int) bool {
+func (c *comparison) stays(rows []*row, names map[inode]int) bool {
 	first := rows[0].l
 	if first == nil {
 		return false
 	}
 	for _, w := range rows {
-		if w.l == nil || !c.sameBut(w.l, w.goal, w.l.sameTarget) || w.l.stat.Ino != first.stat.Ino {
+		if w.l == nil || !c.sameBut(w.l, w.goal, w.l.sameTarget) || inodeOf(w.l.stat) != inodeOf(first.stat) {
 			return false
 		}
 	}
-	if first.stat.Nlink > 1 && names[first.stat.Ino] != len(rows) || first.stat.Nlink <= 1 && len(rows) > 1 {
+	if first.stat.Nlink > 1 && names[inodeOf(first.stat)] != len(rows) || first.stat.Nlink <= 1 && len(rows) > 1 {
 		return false
 	}
 	// A name outside of what is compared (in /home, say) must not see its

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"testing"
@@ -56,6 +57,7 @@ func snapshot(t testing.TB, dir string) *manifest.Manifest {
 	ok(t, err)
 	none := indexOf(nil)
 	s := &scanner{n: n, rules: &rules{leaves: leaves{volatile: only}}, base: none, target: none}
+	crossing(t, s)
 	l, err := s.scan(context.Background(), nil)
 	ok(t, err)
 	m := adopt(l, none, none, cover{}).m
@@ -146,7 +148,7 @@ func differences(want, got *manifest.Manifest) string {
 }
 
 // rsyncSame lets rsync judge that two trees are equal, times to the nanosecond.
-func rsyncSame(t testing.TB, what, a, b string) {
+func rsyncSame(t testing.TB, what, a, b string, mounts ...string) {
 	t.Helper()
 	if _, err := exec.LookPath("rsync"); err != nil {
 		if os.Getenv("INGOT_NO_SKIP") != "" {
@@ -155,9 +157,12 @@ func rsyncSame(t testing.TB, what, a, b string) {
 		t.Log("rsync is not installed: judged by manifest only")
 		return
 	}
+	args := []string{"-aHAXn", "-@-1", "--numeric-ids", "--checksum", "--delete", "--itemize-changes", "--exclude=/.ingot"}
+	for _, at := range mounts {
+		args = append(args, "--exclude=/"+at+"/.ingot")
+	}
 	for _, d := range [][2]string{{a, b}, {b, a}} {
-		out, err := exec.Command("rsync", "-aHAXn", "-@-1", "--numeric-ids", "--checksum", "--delete", "--itemize-changes",
-			"--exclude=/.ingot", d[0]+"/", d[1]+"/").CombinedOutput()
+		out, err := exec.Command("rsync", append(slices.Clone(args), d[0]+"/", d[1]+"/")...).CombinedOutput()
 		if err != nil || len(out) > 0 {
 			t.Fatalf("%s: rsync sees differences (%v):\n%s", what, err, out)
 		}
@@ -178,6 +183,8 @@ type garden struct {
 	dir string
 	r   *rand.Rand
 	n   int
+
+	mounts []string // directories that stay directories, and are planted like the top
 }
 
 func (g *garden) path(p string) string { return filepath.Join(g.dir, p) }
@@ -261,7 +268,7 @@ func (g *garden) any(p string, depth int) {
 
 // plant fills an empty directory with about n entries.
 func (g *garden) plant(n int) {
-	dirs := []string{"."}
+	dirs := append([]string{"."}, g.mounts...)
 	for range n / 12 {
 		d := filepath.Join(dirs[g.r.IntN(len(dirs))], g.name())
 		g.mkdir(d)
@@ -291,7 +298,11 @@ func (g *garden) shake(n int) {
 		p := paths[g.r.IntN(len(paths))]
 		st, err := os.Lstat(g.path(p))
 		ok(g.t, err)
-		switch g.r.IntN(8) {
+		k := g.r.IntN(8)
+		if k < 2 && g.holdsMount(p) {
+			continue
+		}
+		switch k {
 		case 0:
 			ok(g.t, os.RemoveAll(g.path(p)))
 		case 1: // another type in its place
@@ -341,15 +352,26 @@ type world struct {
 	mold, mnew    *manifest.Manifest // as snapshots
 	target        *manifest.Manifest // new, in small chunks
 	src           *memory
+	mounts        []string // of the node: where another file system is
+	disks         []string // these, where they are always mounted
 }
 
 func newWorld(t testing.TB, seed uint64, entries, changes int) *world {
+	t.Helper()
+	return newWorldOn(t, seed, entries, changes, "")
+}
+
+// newWorldOn is newWorld with other file systems of a kind mounted in the node.
+func newWorldOn(t testing.TB, seed uint64, entries, changes int, kind string, mounts ...string) *world {
 	t.Helper()
 	t.Logf("seed %d, %d entries, %d changes", seed, entries, changes)
 	top := scratch(t)
 	w := &world{t: t, old: top + "/old", new: top + "/new", dir: top + "/node"}
 	ok(t, os.Mkdir(w.old, 0o755))
-	g := &garden{t: t, dir: w.old, r: rand.New(rand.NewPCG(seed, 1))}
+	g := &garden{t: t, dir: w.old, r: rand.New(rand.NewPCG(seed, 1)), mounts: mounts}
+	for _, at := range mounts {
+		g.mkdir(at)
+	}
 	g.plant(entries)
 	g.age()
 	copyTree(t, w.old, w.new)
@@ -359,7 +381,7 @@ func newWorld(t testing.TB, seed uint64, entries, changes int) *world {
 	w.mold, w.mnew = snapshot(t, w.old), snapshot(t, w.new)
 	w.target = snapshot(t, w.new)
 	w.src = chunked(t, w.new, w.target, 3000)
-	copyTree(t, w.old, w.dir)
+	w.fill(kind, mounts...)
 	return w
 }
 

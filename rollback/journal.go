@@ -16,7 +16,14 @@ import (
 // and all steps are durable under the journal's final name before the first
 // step is carried out; the commit record is appended after the last. So only
 // the commit record can be torn, and a torn one is as good as none.
-const journalMagic = "ingot journal 1\n"
+//
+// Version 2 is that of switches on more than one file system: its head names
+// these, and its steps and undo files say which one they are on. What needs
+// none of this is written as version 1.
+const (
+	journalMagic  = "ingot journal 1\n"
+	journalMagic2 = "ingot journal 2\n"
+)
 
 const (
 	recHead   = 1
@@ -29,8 +36,9 @@ const (
 
 // journal is a switch on paper.
 type journal struct {
-	from, to int    // generations
-	stage    string // its id
+	from, to int      // generations
+	stage    string   // its id
+	volumes  []Volume // besides that of the top, which is number 0
 	used     []undoFile
 	steps    []jstep
 
@@ -43,6 +51,7 @@ type journal struct {
 type jstep struct {
 	kind     Kind
 	slot     int
+	vol      int // the volume of path and slot
 	path     string
 	old, new side
 }
@@ -56,18 +65,12 @@ type side struct {
 
 func (j *journal) encode() []byte {
 	b := []byte(journalMagic)
-	w := &writer{b: []byte{recHead}}
-	w.uint(uint64(j.from))
-	w.uint(uint64(j.to))
-	w.text(j.stage)
-	w.uint(uint64(len(j.used)))
-	for _, u := range j.used {
-		w.uint(uint64(u.gen))
-		w.uint(uint64(u.slot))
+	if j.spans() {
+		b = []byte(journalMagic2)
 	}
-	b = appendRecord(b, w.b)
+	b = appendRecord(b, j.encodeHead())
 	for i := range j.steps {
-		b = appendRecord(b, j.steps[i].encode())
+		b = appendRecord(b, j.steps[i].encode(j.spans()))
 	}
 	if j.ready {
 		w := &writer{b: []byte{recReady}}
@@ -80,6 +83,31 @@ func (j *journal) encode() []byte {
 	return b
 }
 
+// spans reports whether the switch is on more than the file system of the top.
+func (j *journal) spans() bool { return len(j.volumes) > 0 }
+
+func (j *journal) encodeHead() []byte {
+	w := &writer{b: []byte{recHead}}
+	w.uint(uint64(j.from))
+	w.uint(uint64(j.to))
+	w.text(j.stage)
+	if j.spans() {
+		w.uint(uint64(len(j.volumes)))
+		for _, v := range j.volumes {
+			w.volume(&v)
+		}
+	}
+	w.uint(uint64(len(j.used)))
+	for _, u := range j.used {
+		w.uint(uint64(u.gen))
+		w.uint(uint64(u.slot))
+		if j.spans() {
+			w.uint(uint64(u.vol))
+		}
+	}
+	return w.b
+}
+
 func commitRecord() []byte { return appendRecord(nil, []byte{recCommit}) }
 
 func appendRecord(b, payload []byte) []byte {
@@ -90,10 +118,13 @@ func appendRecord(b, payload []byte) []byte {
 	return append(append(b, h[:]...), payload...)
 }
 
-func (s *jstep) encode() []byte {
+func (s *jstep) encode(spans bool) []byte {
 	w := &writer{b: []byte{recStep}}
 	w.uint(uint64(s.kind))
 	w.uint(uint64(s.slot))
+	if spans {
+		w.uint(uint64(s.vol))
+	}
 	w.text(s.path)
 	for _, x := range []*side{&s.old, &s.new} {
 		w.uint(x.ino)
@@ -109,8 +140,12 @@ func (s *jstep) encode() []byte {
 // is not as it was written is an error.
 func decodeJournal(b []byte) (*journal, error) {
 	rest, ok := strings.CutPrefix(string(b), journalMagic)
+	spans := false
 	if !ok {
-		return nil, fmt.Errorf("journal: not a journal of this version: %w", ErrCorrupt)
+		rest, spans = strings.CutPrefix(string(b), journalMagic2)
+	}
+	if !ok && !spans {
+		return nil, fmt.Errorf("journal: not a journal of these versions: %w", ErrCorrupt)
 	}
 	b = []byte(rest)
 	j, seen := &journal{}, 0
@@ -122,7 +157,7 @@ func decodeJournal(b []byte) (*journal, error) {
 		if payload == nil {
 			break
 		}
-		if err := j.take(payload, seen); err != nil {
+		if err := j.take(payload, seen, spans); err != nil {
 			return nil, fmt.Errorf("journal: record %d: %w", seen, err)
 		}
 		b = more
@@ -162,12 +197,12 @@ func wholeRecord(b []byte) (payload, rest []byte, ok bool) {
 }
 
 // take adds one record, which must be the kind that may come now.
-func (j *journal) take(payload []byte, seen int) error {
+func (j *journal) take(payload []byte, seen int, spans bool) error {
 	r := &reader{b: payload[1:]}
 	kind := payload[0]
 	switch {
 	case kind == recHead && seen == 0:
-		j.takeHead(r)
+		j.takeHead(r, spans)
 	case kind == recStep && seen > 0 && !j.ready:
 		j.takeStep(r)
 	case kind == recReady && seen > 0 && !j.ready:
@@ -186,15 +221,47 @@ func (j *journal) take(payload []byte, seen int) error {
 	return nil
 }
 
-func (j *journal) takeHead(r *reader) {
+func (j *journal) takeHead(r *reader, spans bool) {
 	j.from, j.to = r.num(), r.num()
 	j.stage = r.text()
 	if strings.ContainsAny(j.stage, "/\x00") || j.stage == "" || j.stage == "." || j.stage == ".." {
 		r.fail()
 	}
-	for n := r.uint(); n > 0 && !r.bad; n-- {
-		j.used = append(j.used, undoFile{gen: r.num(), slot: r.num()})
+	if spans {
+		j.takeVolumes(r)
 	}
+	for n := r.uint(); n > 0 && !r.bad; n-- {
+		u := undoFile{gen: r.num(), slot: r.num()}
+		if spans {
+			u.vol = j.number(r)
+		}
+		j.used = append(j.used, u)
+	}
+}
+
+// takeVolumes reads the volumes: at least one, in tree order, each known by its identity.
+func (j *journal) takeVolumes(r *reader) {
+	n, last := r.uint(), "."
+	if n == 0 {
+		r.fail()
+	}
+	for ; n > 0 && !r.bad; n-- {
+		v := r.volume()
+		if at := string(v.At); v.ID == "" || !cleanPath(at) || !entry.Before(last, at) {
+			r.fail()
+		}
+		j.volumes, last = append(j.volumes, v), string(v.At)
+	}
+}
+
+// number reads the number of one of the volumes.
+func (j *journal) number(r *reader) int {
+	v := r.num()
+	if v > len(j.volumes) {
+		r.fail()
+		return 0
+	}
+	return v
 }
 
 // num reads a number that fits everywhere.
@@ -213,8 +280,12 @@ func (j *journal) takeStep(r *reader) {
 	if kind < uint64(Delete) || kind > uint64(Times) {
 		r.fail()
 	}
-	s.kind, s.slot, s.path = Kind(kind), r.num(), r.text()
-	if !cleanPath(s.path) {
+	s.kind, s.slot = Kind(kind), r.num()
+	if j.spans() {
+		s.vol = j.number(r)
+	}
+	s.path = r.text()
+	if !cleanPath(s.path) || s.vol != numberOf(j.volumes, s.path) {
 		r.fail()
 	}
 	for _, x := range []*side{&s.old, &s.new} {

@@ -15,7 +15,7 @@ func someJournal() *journal {
 	f := entry.Entry{Type: entry.File, Mode: 0o4755, UID: 1, GID: 2, ModTime: -5, Size: 1 << 40,
 		Xattrs: []entry.Xattr{{Name: "user.a", Value: "\x00\xff"}, {Name: "user.b"}}}
 	l := entry.Entry{Type: entry.Symlink, Mode: 0o777, Target: "../x\xfe"}
-	return &journal{from: 3, to: 4, stage: "ABC", used: []undoFile{{1, 2}, {2, 0}}, ready: true, steps: []jstep{
+	return &journal{from: 3, to: 4, stage: "ABC", used: []undoFile{{gen: 1, slot: 2}, {gen: 2}}, ready: true, steps: []jstep{
 		{kind: Delete, slot: 0, path: "a\xff/b", old: side{ino: 7, key: digest.Of([]byte("k")), Entry: f}},
 		{kind: Replace, slot: 1, path: "c", old: side{ino: 8, Entry: l}, new: side{ino: 9, Entry: f}},
 		{kind: Add, slot: 2, path: "d", new: side{ino: 10, Entry: l}},
@@ -100,6 +100,9 @@ func FuzzJournal(f *testing.F) {
 	j.committed = true
 	f.Add(j.encode())
 	f.Add(j.encode()[:60])
+	j.volumes = []Volume{{At: "c", ID: "x", FSType: "xfs", UUID: "u", Source: "/dev/vdb", Root: "/"}}
+	j.steps[1].vol, j.used[0].vol = 1, 1
+	f.Add(j.encode())
 	f.Add([]byte(journalMagic))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		j, err := decodeJournal(b)

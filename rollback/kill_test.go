@@ -22,6 +22,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(killOp) != "" {
 		os.Exit(victim())
 	}
+	if status, done := inOwnMounts(); done {
+		os.Exit(status)
+	}
 	os.Exit(m.Run())
 }
 

@@ -62,11 +62,15 @@ func (n *Node) Plan(ctx context.Context, t Target) (*Plan, error) {
 		target, top, sc, r.only = r.part.target, r.part.top, r.part.scope(), r.part.has
 	}
 	s := &scanner{n: n, rules: r, base: indexOf(base), target: indexOf(target), cache: cache, full: t.Full}
+	split, err := s.volumes(&g)
+	if err != nil {
+		return nil, fmt.Errorf("plan: %w", err)
+	}
 	l, err := s.scan(ctx, sc)
 	if err != nil {
 		return nil, fmt.Errorf("plan: %w", err)
 	}
-	if err := r.part.reached(l); err != nil {
+	if err := r.part.reached(l, r); err != nil {
 		return nil, fmt.Errorf("plan: %w", err)
 	}
 	known := g.covers()
@@ -83,6 +87,8 @@ func (n *Node) Plan(ctx context.Context, t Target) (*Plan, error) {
 	case r.left(t.Within) != "":
 		p.Notes = append(p.Notes, Note{t.Within, fmt.Sprintf("is %s: left alone", r.left(t.Within))})
 	}
+	p.Notes = append(p.Notes, split...)
+	p.recordVolumes(&g, r)
 	return p, n.finish(ctx, p, l, s)
 }
 
@@ -191,7 +197,6 @@ func (n *Node) destination(now Generation, to int) (Generation, error) {
 }
 
 func (n *Node) planBack(ctx context.Context, g, dest Generation, base, target *index, policy Policy, by string) (*Plan, error) {
-	sc := scopeOf(base, target)
 	var owned []pattern.List
 	for _, x := range []*Generation{&g, &dest} {
 		list, err := pattern.Parse(x.Owned)
@@ -200,9 +205,15 @@ func (n *Node) planBack(ctx context.Context, g, dest Generation, base, target *i
 		}
 		owned = append(owned, nodeOwned(x.Exact, list))
 	}
-	r := &rules{leaves: leaves{owned: owned, volatile: volatile(g.Exact && dest.Exact)}, policy: policy,
-		derived: map[string]bool{}, only: func(path string) bool { return sc.paths[path] }}
+	r := &rules{leaves: leaves{owned: owned, volatile: volatile(g.Exact && dest.Exact)}, policy: policy, derived: map[string]bool{}}
 	s := &scanner{n: n, rules: r, base: base, target: target, cache: n.readCache(g, base.m)}
+	split, err := s.volumes(&g)
+	if err != nil {
+		return nil, fmt.Errorf("plan rollback: %w", err)
+	}
+	target = s.target
+	sc := scopeOf(base, target)
+	r.only = func(path string) bool { return sc.paths[path] }
 	l, err := s.scan(ctx, sc)
 	if err != nil {
 		return nil, fmt.Errorf("plan rollback: %w", err)
@@ -215,7 +226,9 @@ func (n *Node) planBack(ctx context.Context, g, dest Generation, base, target *i
 	p.Generation.Covers = g.Covers
 	p.Generation.Of, p.Generation.To, p.Generation.Result = g.Number, dest.Number, "rolled back"
 	p.Generation.Note = fmt.Sprintf("rollback of %d to %d", g.Number, dest.Number)
-	if p.undo, err = n.undoCopies(ctx); err == nil {
+	p.Notes = append(p.Notes, split...)
+	p.recordVolumes(&g, r)
+	if p.undo, err = n.undoCopies(ctx, p.vols); err == nil {
 		err = n.choose(ctx, p, p.undo)
 	}
 	if err != nil {
@@ -337,7 +350,7 @@ func (p *Plan) offer(want map[digest.ID]uint32, path string, e *entry.Entry) {
 func (n *Node) offerUndo(ctx context.Context, p *Plan, want map[digest.ID]uint32) error {
 	var err error
 	if p.undo == nil {
-		if p.undo, err = n.undoCopies(ctx); err != nil {
+		if p.undo, err = n.undoCopies(ctx, p.vols); err != nil {
 			return err
 		}
 	}
@@ -353,38 +366,11 @@ func (n *Node) offerUndo(ctx context.Context, p *Plan, want map[digest.ID]uint32
 		left := indexOf(m)
 		for _, u := range copies {
 			if e := left.get(u.of); e != nil && e.Type == entry.File && !p.undo.bad[u.undoFile] {
-				p.offer(want, u.path(), left.content(e))
+				p.offer(want, p.vols.in(u.vol, u.path()), left.content(e))
 			}
 		}
 	}
 	return nil
-}
-
-// measure adds up what staging takes.
-func (p *Plan) measure() {
-	const block = 4096
-	up := func(n int64) int64 { return (n + block - 1) / block * block }
-	p.Inodes, p.Bytes = 16, 64<<10
-	if p.live != nil { // two manifests and the journal, generously
-		p.Bytes += int64(max(len(p.base.m.Entries), len(p.live.items))) * 300
-	}
-	for i := range p.Steps {
-		s := &p.Steps[i]
-		if s.Kind != Replace && s.Kind != Add || s.link != s.slot {
-			continue
-		}
-		if _, linked := p.links[s.slot]; linked {
-			continue
-		}
-		p.Inodes++
-		p.Bytes += block
-		if s.content != nil {
-			for _, c := range s.content.Chunks {
-				p.Bytes += int64(c.Size)
-			}
-			p.Bytes = up(p.Bytes - p.adopt[s.slot].bytes) // what is there already takes no more
-		}
-	}
 }
 
 // states picks the inodes that are known to be what the new generation says:
@@ -392,12 +378,12 @@ func (p *Plan) measure() {
 // are now, those that were not looked at as they were known before.
 func (n *Node) states(p *Plan) states {
 	touched := map[string]bool{}
-	inodes := map[uint64]bool{}
+	inodes := map[inode]bool{}
 	for i := range p.Steps {
 		st := &p.Steps[i]
 		touched[st.Path] = true
 		if st.Old != nil && st.Old.Type == entry.File {
-			inodes[st.stat.Ino] = true
+			inodes[inodeOf(st.stat)] = true
 		}
 	}
 	s := p.scan
@@ -410,7 +396,7 @@ func (n *Node) states(p *Plan) states {
 		}
 		was := bases.to(e.Path)
 		switch {
-		case touched[e.Path] || len(lives) > 0 && lives[0].Path == e.Path && inodes[lives[0].stat.Ino]:
+		case touched[e.Path] || len(lives) > 0 && lives[0].Path == e.Path && inodes[inodeOf(lives[0].stat)]:
 			if e.Type == entry.File {
 				out[i] = n.afresh(e)
 			}
@@ -449,23 +435,10 @@ func (n *Node) afresh(e *entry.Entry) known {
 	return trust(e, st, false, when)
 }
 
-// Free returns what the file system of the tree has left.
-func (n *Node) Free() (bytes, inodes int64, err error) {
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(n.top, &st); err != nil {
-		return 0, 0, fmt.Errorf("statfs %q: %w", n.path, err)
-	}
-	inodes = int64(st.Ffree)
-	if st.Files == 0 { // btrfs and others make inodes as they go
-		inodes = 1 << 40
-	}
-	return int64(st.Bavail) * st.Bsize, inodes, nil
-}
-
-// touchesBoot reports whether a plan changes what a boot loader reads.
-func (p *Plan) touchesBoot() bool {
+// touchesBoot reports whether a plan changes what a boot loader reads on a volume.
+func (p *Plan) touchesBoot(vol int) bool {
 	for i := range p.Steps {
-		if s := &p.Steps[i]; s.Kind != Times && strings.HasPrefix(s.Path, "boot/") {
+		if s := &p.Steps[i]; s.vol == vol && s.Kind != Times && strings.HasPrefix(s.Path, "boot/") {
 			return true
 		}
 	}

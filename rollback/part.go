@@ -15,6 +15,7 @@ import (
 type cover struct {
 	all  bool
 	tops []string
+	but  []string // mount points of what took no part
 }
 
 // covers returns what the record of a generation speaks of.
@@ -23,10 +24,16 @@ func (g *Generation) covers() cover {
 	for _, p := range g.Covers {
 		c.tops = append(c.tops, string(p))
 	}
+	for _, p := range g.Aside {
+		c.but = append(c.but, string(p))
+	}
 	return c
 }
 
 func (c cover) has(path string) bool {
+	if slices.ContainsFunc(c.but, func(at string) bool { return path == at || under(path, at) }) {
+		return false
+	}
 	return c.all || slices.ContainsFunc(c.tops, func(top string) bool { return path == top || under(path, top) })
 }
 
@@ -115,15 +122,15 @@ func (p *part) above(path string) bool {
 	return path == "." && p.top != "." || under(p.top, path)
 }
 
-// reached refuses a part that is on another file system, which a switch cannot
+// reached refuses a part that is on a file system which a switch does not
 // reach. It accepts no part.
-func (p *part) reached(l *live) error {
+func (p *part) reached(l *live, r *rules) error {
 	if p == nil {
 		return nil
 	}
 	for up := p.within; up != ""; up = parentOf(up) {
 		if it := l.get(up); it != nil && it.alone == Mount {
-			return fmt.Errorf("%q: %q is a mount point, and what is on another file system has generations of its own: name it as the directory to push to", p.within, up)
+			return fmt.Errorf("%q: %q is a mount point that takes no part in this tree%s", p.within, up, r.because(up))
 		}
 	}
 	return nil
@@ -140,7 +147,7 @@ func (n *Node) asLeft(num, current int) (*manifest.Manifest, error) {
 			break
 		}
 		c := g.covers()
-		if c.all || next == current {
+		if c.all && len(c.but) == 0 || next == current {
 			break
 		}
 		var later *manifest.Manifest

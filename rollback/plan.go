@@ -94,6 +94,7 @@ type Step struct {
 	New  *entry.Entry // nil for Delete
 
 	slot    int          // Delete, Replace, Add: the name in undo/
+	vol     int          // number of its volume in the plan
 	link    int          // slot of the first name of its hard-link group; own slot when alone
 	content *entry.Entry // New's holes and chunks
 	oldKey  digest.ID    // content key of the displaced file
@@ -157,6 +158,8 @@ type Plan struct {
 	Inodes    int64       // of inodes that staging takes
 	Damaged   []Note      // undo copies that are not what they were; their chunks are in Need
 
+	vols   volumes            // the top's and those that steps are on
+	room   []room             // what staging takes of each
 	target *manifest.Manifest // to be kept beside the generation; nil for a part and for a rollback
 
 	record func()             // makes done and left: an empty plan mostly needs none

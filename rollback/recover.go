@@ -41,31 +41,17 @@ func (n *Node) Recover(ctx context.Context) (Outcome, error) {
 		return Outcome{}, fmt.Errorf("recover: %w", err)
 	}
 	defer unlock()
-	b, err := n.readState(in("journal"))
-	if notThere(err) {
+	j, err := n.readJournal()
+	if err != nil {
+		return Outcome{}, fmt.Errorf("recover: %w", err)
+	}
+	if j == nil {
 		return Outcome{Did: Nothing}, nil
-	}
-	if err != nil {
-		return Outcome{}, fmt.Errorf("recover: %w", err)
-	}
-	j, err := decodeJournal(b)
-	if err != nil {
-		return Outcome{}, fmt.Errorf("recover: %w", err)
-	}
-	if !j.ready {
-		// It got its name only when it was whole.
-		return Outcome{}, fmt.Errorf("recover: the journal ends before its steps do: %w", ErrCorrupt)
 	}
 	if err := ctx.Err(); err != nil {
 		return Outcome{}, err
 	}
-	out := Outcome{Did: PutBack, From: j.from, To: j.to}
-	if j.committed {
-		out.Did = Finished
-		err = n.complete(j, nil)
-	} else {
-		out.Foreign, err = n.back(j)
-	}
+	out, err := n.resume(j)
 	if err != nil {
 		return out, fmt.Errorf("recover: %w", err)
 	}
@@ -76,14 +62,51 @@ func (n *Node) Recover(ctx context.Context) (Outcome, error) {
 	return out, nil
 }
 
+// readJournal reads the journal of an interrupted switch; nil where there is none.
+func (n *Node) readJournal() (*journal, error) {
+	b, err := n.readState(in("journal"))
+	if notThere(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	j, err := decodeJournal(b)
+	if err == nil && !j.ready { // it got its name only when it was whole
+		return nil, fmt.Errorf("the journal ends before its steps do: %w", ErrCorrupt)
+	}
+	return j, err
+}
+
+// resume finishes or undoes a switch. It begins when all volumes are there.
+func (n *Node) resume(j *journal) (out Outcome, err error) {
+	out = Outcome{From: j.from, To: j.to}
+	vols, err := n.open(j.volumes)
+	if err != nil {
+		return out, err
+	}
+	defer vols.close()
+	if err := vols.claim(j.volumes, "recover"); err != nil {
+		return out, err
+	}
+	r := &runner{n: n, j: j, vols: vols}
+	if j.committed {
+		out.Did = Finished
+		return out, r.complete(nil)
+	}
+	out.Did = PutBack
+	out.Foreign, err = r.back()
+	return out, err
+}
+
 // back undoes what was done of a switch, last step first, and forgets it.
-func (n *Node) back(j *journal) ([]Note, error) {
-	b := &backer{runner: runner{n: n, j: j}}
+func (r *runner) back() ([]Note, error) {
+	n, j := r.n, r.j
+	b := &backer{runner: *r}
 	if !n.exists(in("kept", j.stage)) { // else all but the last of it is done
 		if err := b.openSlots(); err != nil {
 			return nil, err
 		}
-		defer b.close()
 		for i := len(j.steps) - 1; i >= 0; i-- {
 			if err := b.undo1(&j.steps[i]); err != nil {
 				return nil, fmt.Errorf("undo %s %q: %w", j.steps[i].kind, j.steps[i].path, err)
@@ -95,10 +118,10 @@ func (n *Node) back(j *journal) ([]Note, error) {
 			}
 		}
 	}
-	if err := n.sys.syncfs(n.top); err != nil {
+	if err := r.vols.sync(); err != nil {
 		return nil, err
 	}
-	if err := n.forget(j, len(b.foreign) > 0); err != nil {
+	if err := r.forget(len(b.foreign) > 0); err != nil {
 		return nil, err
 	}
 	return b.foreign, nil
@@ -106,26 +129,22 @@ func (n *Node) back(j *journal) ([]Note, error) {
 
 // openSlots opens the stage. When somebody removed it, slots are looked for
 // where there are none: what was displaced is then reported as lost.
-func (b *backer) openSlots() (err error) {
-	if b.n.exists(in("stage", b.j.stage, "undo")) {
-		return b.open()
-	}
-	b.undo, err = entry.OpenBeneath(b.n.top, in("stage"), unix.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return fmt.Errorf("open the stage: %w", err)
-	}
-	return nil
+func (b *backer) openSlots() error {
+	return b.vols.each(func(x *branch) error {
+		if path := in("stage", b.j.stage, "undo"); x.exists(path) {
+			return x.openSlots(path)
+		}
+		return x.openSlots(in("stage"))
+	})
 }
 
 // forget removes stage and journal of a switch that was put back; what is in
 // the slots is kept where not all of it could be.
-func (n *Node) forget(j *journal, keep bool) error {
-	dir := in("stage", j.stage)
-	if keep && n.exists(dir) {
-		if err := n.makeDirs(in("kept")); err != nil {
-			return err
-		}
-		if err := n.sys.move(n.top, dir, n.top, in("kept", j.stage)); err != nil {
+func (r *runner) forget(keep bool) error {
+	n, dir, kept := r.n, in("stage", r.j.stage), in("kept", r.j.stage)
+	if keep || n.exists(kept) {
+		// The top comes first: it says that all is undone that could be.
+		if err := r.vols.each(func(b *branch) error { return b.shift(dir, kept) }); err != nil {
 			return err
 		}
 	}
@@ -136,7 +155,7 @@ func (n *Node) forget(j *journal, keep bool) error {
 	if err := n.sys.fsyncDir(n.top, home); err != nil {
 		return err
 	}
-	return n.remove(dir)
+	return r.vols.clear(dir)
 }
 
 // backer undoes steps.
@@ -145,11 +164,14 @@ type backer struct {
 	foreign []Note
 }
 
-// inoAt returns the inode number of a name, 0 when it is not there.
-func inoAt(dir int, name string) (uint64, error) {
+// inoAt returns the inode number of a name on a volume, 0 when it is not there.
+func (b *backer) inoAt(vol, dir int, name string) (uint64, error) {
 	st, err := entry.StatAt(dir, name)
 	if notThere(err) {
 		return 0, nil
+	}
+	if err == nil && !b.vols[vol].isOn(st) {
+		return 0, fmt.Errorf("something is mounted there: %w", unix.EBUSY)
 	}
 	return st.Ino, err
 }
@@ -160,7 +182,7 @@ func (b *backer) undo1(s *jstep) error {
 		return nil
 	}
 	slot := strconv.Itoa(s.slot)
-	dir, name, err := b.n.parent(s.path)
+	dir, name, err := b.vols.parent(s.vol, s.path)
 	if notThere(err) || err == unix.ELOOP {
 		return b.orphan(s, slot)
 	}
@@ -171,11 +193,11 @@ func (b *backer) undo1(s *jstep) error {
 	if s.kind == Meta {
 		return b.meta(s, dir, name)
 	}
-	at, err := inoAt(dir, name)
+	at, err := b.inoAt(s.vol, dir, name)
 	if err != nil {
 		return err
 	}
-	held, err := inoAt(b.undo, slot)
+	held, err := b.held(s, slot)
 	if err != nil {
 		return err
 	}
@@ -191,7 +213,7 @@ func (b *backer) undo1(s *jstep) error {
 // orphan: the directory of the path is not there. Where it is one that the
 // switch would have made, the step was not done.
 func (b *backer) orphan(s *jstep, slot string) error {
-	held, err := inoAt(b.undo, slot)
+	held, err := b.held(s, slot)
 	if err != nil {
 		return err
 	}
@@ -200,6 +222,12 @@ func (b *backer) orphan(s *jstep, slot string) error {
 	}
 	return nil
 }
+
+// held returns the inode number of what is in a slot, 0 when nothing is.
+func (b *backer) held(s *jstep, slot string) (uint64, error) { return b.inoAt(s.vol, b.undo(s), slot) }
+
+// undo returns the directory that the slot of a step is in.
+func (b *backer) undo(s *jstep) int { return b.vols[s.vol].undo }
 
 func (b *backer) strange(s *jstep, why string) {
 	b.foreign = append(b.foreign, Note{s.path, why})
@@ -217,7 +245,7 @@ func (b *backer) putBack(s *jstep, dir int, name, slot string, at, held uint64) 
 		b.strange(s, "something else has been made in its place")
 		return nil
 	}
-	return b.n.sys.move(b.undo, slot, dir, name)
+	return b.n.sys.move(b.undo(s), slot, dir, name)
 }
 
 // takeOut undoes an Add.
@@ -236,7 +264,7 @@ func (b *backer) takeOut(s *jstep, dir int, name, slot string, at, held uint64) 
 			return err
 		}
 	}
-	return b.n.sys.move(dir, name, b.undo, slot)
+	return b.n.sys.move(dir, name, b.undo(s), slot)
 }
 
 // swapBack undoes a Replace.
@@ -248,7 +276,7 @@ func (b *backer) swapBack(s *jstep, dir int, name, slot string, at, held uint64)
 		b.strange(s, "is neither at its place nor in the undo copies")
 		return nil
 	case at == 0:
-		return b.n.sys.move(b.undo, slot, dir, name)
+		return b.n.sys.move(b.undo(s), slot, dir, name)
 	case at != s.new.ino:
 		b.strange(s, "something else has been made in its place")
 		return nil
@@ -260,13 +288,13 @@ func (b *backer) swapBack(s *jstep, dir int, name, slot string, at, held uint64)
 			return err
 		}
 	}
-	return b.n.sys.exchange(b.undo, slot, dir, name)
+	return b.n.sys.exchange(b.undo(s), slot, dir, name)
 }
 
 // meta undoes a Meta step, all or part of it.
 func (b *backer) meta(s *jstep, dir int, name string) error {
 	now, st, err := entry.ReadAt(dir, name)
-	if notThere(err) || err == nil && st.Ino != s.old.ino {
+	if notThere(err) || err == nil && (st.Ino != s.old.ino || !b.vols[s.vol].isOn(st)) {
 		b.strange(s, "something else has been made in its place")
 		return nil
 	}
@@ -281,7 +309,7 @@ func (b *backer) times(s *jstep) error {
 	if s.old.ino == 0 || s.old.Type != entry.Dir {
 		return nil
 	}
-	dir, name, err := b.n.parent(s.path)
+	dir, name, err := b.vols.parent(s.vol, s.path)
 	if notThere(err) || err == unix.ELOOP {
 		return nil
 	}
@@ -293,7 +321,7 @@ func (b *backer) times(s *jstep) error {
 	if notThere(err) {
 		return nil
 	}
-	if err != nil || st.Ino != s.old.ino || st.MTime == s.old.ModTime {
+	if err != nil || st.Ino != s.old.ino || !b.vols[s.vol].isOn(st) || st.MTime == s.old.ModTime {
 		return err
 	}
 	return b.n.sys.times(dir, name, s.old.ModTime)

@@ -27,8 +27,8 @@ func (e *sourceError) Unwrap() error { return e.err }
 // leftover is a file of an interrupted stage that is to hold what a slot of the
 // next one is to hold.
 type leftover struct {
-	path  string
-	bytes int64 // of chunks that seem to be there
+	path  string // on the volume of the slot
+	bytes int64  // of chunks that seem to be there
 }
 
 // listSlots begins a stage with what its slots are to hold, as a manifest in
@@ -70,10 +70,10 @@ func (n *Node) offerStages(ctx context.Context, p *Plan, want map[digest.ID]uint
 	if err != nil || len(names) == 0 || len(want) == 0 {
 		return err
 	}
-	goals := map[digest.ID]int{} // content key -> slot
+	goals := map[goal]int{} // -> slot
 	for i := range p.Steps {
 		if s := &p.Steps[i]; p.builds(s) {
-			goals[contentKey(s.content)] = s.slot
+			goals[goal{contentKey(s.content), s.vol}] = s.slot
 		}
 	}
 	p.adopt = map[int]leftover{}
@@ -85,19 +85,27 @@ func (n *Node) offerStages(ctx context.Context, p *Plan, want map[digest.ID]uint
 		if m == nil {
 			continue
 		}
-		fd, err := entry.OpenBeneath(n.top, in("stage", name, "undo"), unix.O_RDONLY|unix.O_DIRECTORY, 0)
-		if err != nil {
-			continue
+		for vol := range max(len(p.vols), 1) {
+			fd, err := entry.OpenBeneath(n.top, p.vols.in(vol, in("stage", name, "undo")), unix.O_RDONLY|unix.O_DIRECTORY, 0)
+			if err != nil {
+				continue
+			}
+			for i := range m.Entries {
+				p.offerSlot(want, goals, fd, vol, in("stage", name, "undo", m.Entries[i].Path), &m.Entries[i])
+			}
+			unix.Close(fd)
 		}
-		for i := range m.Entries {
-			p.offerSlot(want, goals, fd, in("stage", name, "undo", m.Entries[i].Path), &m.Entries[i])
-		}
-		unix.Close(fd)
 	}
 	return nil
 }
 
-func (p *Plan) offerSlot(want map[digest.ID]uint32, goals map[digest.ID]int, dir int, path string, e *entry.Entry) {
+// goal is content that is wanted on a volume.
+type goal struct {
+	key digest.ID
+	vol int
+}
+
+func (p *Plan) offerSlot(want map[digest.ID]uint32, goals map[goal]int, dir, vol int, path string, e *entry.Entry) {
 	if e.Type != entry.File {
 		return
 	}
@@ -119,14 +127,14 @@ func (p *Plan) offerSlot(want map[digest.ID]uint32, goals map[digest.ID]int, dir
 		if filled(pieces(data, off, int64(c.Size)), holes) {
 			there += int64(c.Size)
 			if _, ok := p.local[c.ID]; !ok && want[c.ID] == c.Size {
-				p.local[c.ID] = place{path: path, content: e, off: off, size: c.Size}
+				p.local[c.ID] = place{path: p.vols.in(vol, path), content: e, off: off, size: c.Size}
 				p.Reused += int64(c.Size)
 			}
 		}
 		off += int64(c.Size)
 	}
 	// A file with other names is not written to: whose they are is not known.
-	slot, ok := goals[contentKey(e)]
+	slot, ok := goals[goal{contentKey(e), vol}]
 	if ok && there > p.adopt[slot].bytes && st.Nlink == 1 {
 		p.adopt[slot] = leftover{path, there}
 	}
@@ -147,8 +155,8 @@ func filled(ranges, holes []entry.Extent) bool {
 // tidy removes stages that nobody went on with for a long time. Whoever is at
 // work here does that himself; that it cannot be done is no failure.
 func (n *Node) tidy() {
-	names, err := n.list(in("stage"))
-	if err != nil || len(names) == 0 {
+	old := n.stages()
+	if len(old) == 0 {
 		return
 	}
 	unlock, err := n.lockIdle("tidy up")
@@ -157,11 +165,27 @@ func (n *Node) tidy() {
 	}
 	defer unlock()
 	before := n.now().Add(-outdated).UnixNano()
-	for _, name := range names {
-		if err := n.removeOld(in("stage", name), before); err != nil {
-			n.log().Warn("an old stage could not be removed", slogx.Path, in("stage", name), slogx.Err, err)
+	for _, path := range old {
+		if err := n.removeOld(path, before); err != nil {
+			n.log().Warn("an old stage could not be removed", slogx.Path, path, slogx.Err, err)
 		}
 	}
+}
+
+// stages lists the stages on all file systems of the tree, as far as that can be done.
+func (n *Node) stages() (out []string) {
+	add := func(at string) error {
+		names, err := n.list(join(at, in("stage")))
+		for _, name := range names {
+			out = append(out, join(at, in("stage", name)))
+		}
+		return err
+	}
+	if gens, err := n.Generations(); err == nil {
+		_ = n.mine(gens, add) // of what cannot be listed nothing is removed
+	}
+	_ = add(".")
+	return out
 }
 
 func (n *Node) removeOld(path string, before int64) error {

@@ -2,7 +2,7 @@
 // to, how it is brought to something else, and how it comes back.
 //
 // A change is planned (Plan, PlanRollback), staged beside the tree on the same
-// file system (Stage) and switched (Switch) under a write-ahead journal. Each
+// file systems (Stage) and switched (Switch) under a write-ahead journal. Each
 // displaced file is its own undo copy. After a crash at any point Recover makes
 // the tree exactly the old or exactly the new generation. Rollback is the same
 // switch backwards; it moves no bytes. The package knows no transport: content
@@ -21,6 +21,14 @@
 //	statcache                 inode states that are known to hold the manifest's content
 //	lock                      flock; says who and since when
 //	kept/ID/                  what a recovery could not put back, because someone else changed the path
+//
+// A tree may be on several file systems (Volume). Each of them but the top's has
+// an .ingot at its own top with what cannot be anywhere else:
+//
+//	volume                    what makes it known again, whatever device it is on
+//	stage/ID/undo/S           slots of what goes there
+//	generations/N/undo/S      what was displaced there
+//	lock, kept/ID/            as above
 package rollback
 
 import (
@@ -64,6 +72,8 @@ var (
 	ErrDamaged = errors.New("damaged")
 	// ErrNoSpace: staging does not fit (SpaceError).
 	ErrNoSpace = errors.New("not enough space")
+	// ErrVolume: a file system of the tree is not where it was (VolumeError).
+	ErrVolume = errors.New("a file system is not there")
 	// ErrCorrupt: a file of .ingot cannot be understood.
 	ErrCorrupt = errors.New("corrupt")
 )

@@ -72,6 +72,20 @@ type scanner struct {
 	dev uint64 // of the top
 }
 
+// devOf returns the number of the file system that path should be on.
+func (s *scanner) devOf(path string) uint64 {
+	if i := s.rules.vols.of(path); i > 0 {
+		return s.rules.vols[i].dev
+	}
+	return s.dev
+}
+
+// crosses reports whether path is a mount point of a file system that takes part.
+func (s *scanner) crosses(path string, dev uint64) bool {
+	i := s.rules.vols.at(path)
+	return i > 0 && s.rules.vols[i].dev == dev
+}
+
 // scan walks the whole tree, or what scope names, and finds out which files
 // hold what the two manifests say.
 func (s *scanner) scan(ctx context.Context, sc *scope) (*live, error) {

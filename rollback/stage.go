@@ -5,11 +5,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-
-	"golang.org/x/sys/unix"
+	"slices"
 
 	"ingot/internal/digest"
-	"ingot/internal/entry"
 )
 
 // Stage writes everything that the plan puts into the tree beside it: each
@@ -36,14 +34,22 @@ func (n *Node) stage(ctx context.Context, p *Plan, src Source) error {
 	if err := n.isBase(p); err != nil {
 		return err
 	}
-	if err := n.fits(p); err != nil {
+	r, err := n.openPlan(p)
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	if err := r.fits(p); err != nil {
 		return err
 	}
 	if err := p.records(); err != nil {
 		return err
 	}
+	if err := r.begin(p); err != nil {
+		return err
+	}
 	if p.Base == 0 {
-		g := Generation{Image: "as found", Mode: "live", By: p.Generation.By, Result: "found"}
+		g := Generation{Image: asFound, Mode: "live", By: p.Generation.By, Result: "found", Volumes: p.Generation.Volumes}
 		g.Number, g.Covers, g.Exact = 1, p.Generation.Covers, p.Generation.Exact
 		if _, err := n.record(g, p.left, nil); err != nil {
 			return err
@@ -51,14 +57,14 @@ func (n *Node) stage(ctx context.Context, p *Plan, src Source) error {
 		p.Base = 1
 	}
 	id := rand.Text()
-	if err := n.fill(ctx, p, src, in("stage", id)); err != nil {
+	if err := r.fill(ctx, p, src, in("stage", id)); err != nil {
 		if ctx.Err() != nil || errors.As(err, new(*sourceError)) {
 			return err
 		}
-		return errors.Join(err, n.remove(in("stage", id)))
+		return errors.Join(err, r.clear(in("stage", id)))
 	}
 	// Nothing of these must be left when what is in them comes into the tree.
-	if err := n.clearStages(id); err != nil {
+	if err := r.clearStages(id); err != nil {
 		return err
 	}
 	p.id = id
@@ -71,7 +77,11 @@ func (n *Node) Unstage(p *Plan) error {
 	unlock, err := n.lockIdle("unstage")
 	if err == nil {
 		defer unlock()
-		err = n.unstage(p)
+		var r reach
+		if r, err = n.open(p.vols.described()); err == nil {
+			defer r.close()
+			err = r.unstage(p)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("unstage: %w", err)
@@ -79,19 +89,45 @@ func (n *Node) Unstage(p *Plan) error {
 	return nil
 }
 
+// begin takes the volumes of a plan, and removes from them what is of other
+// generations than those of this tree: of one that was installed anew, say.
+func (r reach) begin(p *Plan) error {
+	n := r[0].Node
+	list := p.vols.described()
+	if err := r.claim(list, "stage"); err != nil {
+		return err
+	}
+	nums, err := n.numbers()
+	if err != nil {
+		return err
+	}
+	for i := range list {
+		p.vols[i+1].ID = list[i].ID
+		for j := range p.Generation.Volumes {
+			if v := &p.Generation.Volumes[j]; v.At == list[i].At {
+				v.ID = list[i].ID
+			}
+		}
+		if err := n.disown(string(list[i].At), func(num int) bool { return num < p.Base && slices.Contains(nums, num) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // fill makes the stage dir.
-func (n *Node) fill(ctx context.Context, p *Plan, src Source, dir string) error {
-	if err := n.makeDirs(dir, dir+"/undo"); err != nil {
+func (r reach) fill(ctx context.Context, p *Plan, src Source, dir string) error {
+	n := r[0].Node
+	if err := r.each(func(b *branch) error { return b.makeDirs(dir, dir+"/undo") }); err != nil {
 		return err
 	}
 	if err := n.listSlots(p, dir); err != nil {
 		return err
 	}
-	st, err := n.openStage(dir)
-	if err != nil {
+	if err := r.openSlots(dir); err != nil {
 		return err
 	}
-	defer unix.Close(st.fd)
+	st := &stager{n: n, r: r}
 	if err := st.build(ctx, p, src); err != nil {
 		return err
 	}
@@ -101,7 +137,7 @@ func (n *Node) fill(ctx context.Context, p *Plan, src Source, dir string) error 
 	if err := n.stageTarget(p, dir+"/next"); err != nil {
 		return err
 	}
-	return n.sys.syncfs(n.top)
+	return r.sync()
 }
 
 // stageLeft writes what the old generation is left with, where it is not what it was given.
@@ -163,27 +199,7 @@ func (n *Node) clearStages(but string) error {
 	return nil
 }
 
-// fits checks that there is room. What an interrupted stage left goes first
-// where it is in the way and of no use.
-func (n *Node) fits(p *Plan) error {
-	for last := len(p.adopt) > 0; ; last = true {
-		bytes, inodes, err := n.Free()
-		if err != nil || p.Bytes <= bytes && p.Inodes <= inodes {
-			return err
-		}
-		if last {
-			return &SpaceError{Path: n.path, Bytes: p.Bytes, FreeBytes: bytes, Inodes: p.Inodes, FreeInodes: inodes}
-		}
-		if err := n.clearStages(""); err != nil {
-			return err
-		}
-	}
-}
-
-func (n *Node) openStage(dir string) (*stager, error) {
-	fd, err := entry.OpenBeneath(n.top, dir+"/undo", unix.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open %q: %w", dir, err)
-	}
-	return &stager{n: n, fd: fd}, nil
+// clearStages is Node.clearStages on every volume.
+func (r reach) clearStages(but string) error {
+	return r.each(func(b *branch) error { return b.Node.clearStages(but) })
 }

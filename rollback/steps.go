@@ -100,7 +100,7 @@ func (c *comparison) contentOf(l *item) *entry.Entry {
 
 func (c *comparison) metaSteps() []Step {
 	var out []Step
-	done := map[uint64]bool{}
+	done := map[inode]bool{}
 	for i := range c.rows {
 		w := &c.rows[i]
 		if w.goal == nil || w.kept || w.l == nil || w.replace {
@@ -112,20 +112,22 @@ func (c *comparison) metaSteps() []Step {
 			}
 			continue
 		}
-		if entry.SameMeta(w.l.Entry, w.goal) || done[w.l.stat.Ino] {
+		if entry.SameMeta(w.l.Entry, w.goal) || done[inodeOf(w.l.stat)] {
 			continue
 		}
 		if w.l.Type.Linkable() {
-			done[w.l.stat.Ino] = true // one step for all names of the inode
+			done[inodeOf(w.l.stat)] = true // one step for all names of the inode
 		}
 		out = append(out, c.step(Meta, w))
 	}
 	return out
 }
 
-// timeSteps sets the times of directories: those in which names come and go
-// and those that differ anyway. The latter do not count as a change where the
-// directory holds something of the node's own, which keeps changing them.
+// timeSteps sets the times of directories: those in which names come and go,
+// those that are exchanged for something else, to which xfs gives the time of
+// now (xfs_cross_rename), and those that differ anyway. The latter do not count
+// as a change where the directory holds something of the node's own, which
+// keeps changing them.
 func (c *comparison) timeSteps(real *int) []Step {
 	var out []Step
 	for i := range c.rows {
@@ -133,10 +135,10 @@ func (c *comparison) timeSteps(real *int) []Step {
 		if w.goal == nil || w.goal.Type != entry.Dir {
 			continue
 		}
-		if !w.touched && (w.kept || w.l == nil || w.replace || w.l.ModTime == w.goal.ModTime) {
+		if !w.touched && !w.replace && (w.kept || w.l == nil || w.l.ModTime == w.goal.ModTime) {
 			continue
 		}
-		if !w.touched && !w.l.anchored {
+		if !w.touched && !w.replace && !w.l.anchored {
 			*real++
 		}
 		s := Step{Kind: Times, Path: w.path, New: w.goal, keep: w.kept}
@@ -162,7 +164,7 @@ func (c *comparison) record() {
 	}
 	c.plan.left = c.recorded(c.base, func(w *row) *entry.Entry {
 		switch {
-		case w.alone != "":
+		case w.alone != "" && !c.hidden(w):
 			return w.b
 		case w.l != nil:
 			return c.now(w.l)
@@ -225,13 +227,19 @@ func (c *comparison) recordDone() *manifest.Manifest {
 	return b.build(c.live)
 }
 
+// hidden reports whether a mount that takes no part lies over what the record
+// has at a path, and the target does not speak of it: it is the record's no more.
+func (c *comparison) hidden(w *row) bool {
+	return w.alone == Mount && w.l == nil && w.t == nil && c.rules.left(w.path) != Mount
+}
+
 func (c *comparison) recordLeft() *manifest.Manifest {
 	b := newBuilder(len(c.rows))
 	c.outside(b, c.base)
 	for i := range c.rows {
 		w := &c.rows[i]
 		switch {
-		case w.alone != "" && w.b != nil:
+		case w.alone != "" && w.b != nil && !c.hidden(w):
 			b.add(w.b, c.base.content(w.b), groupIn(1, w.b))
 		case w.alone == "" && w.l != nil:
 			b.add(w.l.Entry, c.contentOf(w.l), liveGroup(w.l))

@@ -37,18 +37,22 @@ func (n *Node) Switch(ctx context.Context, p *Plan) (Generation, error) {
 }
 
 func (n *Node) doSwitch(ctx context.Context, p *Plan) (Generation, error) {
-	r, g, err := n.begin(ctx, p)
+	vols, err := n.openPlan(p)
 	if err != nil {
-		return Generation{}, errors.Join(err, n.unstage(p))
+		return Generation{}, errors.Join(err, reach{{Node: n}}.unstage(p))
 	}
-	defer r.close()
+	defer vols.close()
+	r, g, err := vols.prepareSwitch(ctx, p)
+	if err != nil {
+		return Generation{}, errors.Join(err, vols.unstage(p))
+	}
 	if err := n.writeState(in("journal"), r.j.encode()); err != nil {
 		return Generation{}, n.takeBack(r, p, err)
 	}
 	if err := r.forward(); err != nil {
 		return Generation{}, n.takeBack(r, p, err)
 	}
-	if err := n.settle(p); err != nil {
+	if err := r.settle(p); err != nil {
 		return Generation{}, n.takeBack(r, p, err)
 	}
 	if undone, err := n.commit(); err != nil {
@@ -58,51 +62,56 @@ func (n *Node) doSwitch(ctx context.Context, p *Plan) (Generation, error) {
 		return Generation{}, n.takeBack(r, p, err)
 	}
 	r.j.committed = true
-	if err := n.complete(r.j, p); err != nil {
+	if err := r.complete(p); err != nil {
 		return g, fmt.Errorf("generation %d is made but not tidied up: %w: %w", g.Number, ErrInterrupted, err)
 	}
 	return n.generation(g.Number)
 }
 
-// begin does all of a switch that comes before its journal.
-func (n *Node) begin(ctx context.Context, p *Plan) (*runner, Generation, error) {
-	g := p.Generation
+// prepareSwitch does all of a switch that comes before its journal.
+func (vols reach) prepareSwitch(ctx context.Context, p *Plan) (*runner, Generation, error) {
+	g, n := p.Generation, vols[0].Node
 	if err := n.isBase(p); err != nil {
 		return nil, g, err
 	}
 	dir := in("stage", p.id)
-	if p.id == "" || !n.exists(dir+"/undo") {
-		return nil, g, fmt.Errorf("not staged, or staged over: %w", ErrStale)
+	for i := range vols {
+		if p.id == "" || !vols[i].exists(dir+"/undo") {
+			return nil, g, fmt.Errorf("not staged, or staged over: %w", ErrStale)
+		}
 	}
-	r := &runner{n: n, ctimes: map[uint64]int64{}}
+	if err := vols.claim(p.vols.described(), "switch"); err != nil {
+		return nil, g, err
+	}
+	if err := vols.openSlots(dir); err != nil {
+		return nil, g, err
+	}
+	r := &runner{n: n, vols: vols, ctimes: map[inode]int64{}}
 	var err error
-	if r.j, err = n.prepare(ctx, p); err != nil {
+	if r.j, err = vols.prepare(ctx, p); err != nil {
 		return nil, g, err
 	}
 	g.Number, g.From, g.When = r.j.to, r.j.from, n.now().UTC()
 	if p.doneID, err = n.writeGeneration(dir+"/next", g, p.done); err != nil {
 		return nil, g, err
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, g, err
-	}
-	return r, g, r.open()
+	return r, g, ctx.Err()
 }
 
 // unstage removes what was staged for a plan whose switch has no journal.
-func (n *Node) unstage(p *Plan) error {
+func (vols reach) unstage(p *Plan) error {
 	if p.id == "" {
 		return nil
 	}
-	return errors.Join(n.remove(in("stage", p.id)), n.remove(in("journal.tmp")))
+	return errors.Join(vols.clear(in("stage", p.id)), vols[0].remove(in("journal.tmp")))
 }
 
 // takeBack undoes a switch that failed.
 func (n *Node) takeBack(r *runner, p *Plan, cause error) error {
 	if !n.exists(in("journal")) {
-		return errors.Join(cause, n.unstage(p)) // its fsync or rename failed: nothing was begun
+		return errors.Join(cause, r.vols.unstage(p)) // its fsync or rename failed: nothing was begun
 	}
-	foreign, err := n.back(r.j)
+	foreign, err := r.back()
 	if err != nil {
 		return fmt.Errorf("%w; putting it back: %w: %w", cause, ErrInterrupted, err)
 	}
@@ -113,18 +122,21 @@ func (n *Node) takeBack(r *runner, p *Plan, cause error) error {
 }
 
 // settle makes the switch durable before it counts.
-func (n *Node) settle(p *Plan) error {
-	if err := n.sys.syncfs(n.top); err != nil {
+func (r *runner) settle(p *Plan) error {
+	if err := r.vols.sync(); err != nil {
 		return err
 	}
-	if !n.Freeze || !p.touchesBoot() {
+	if !r.n.Freeze || os.Geteuid() != 0 {
 		return nil
 	}
-	if !mounted(n.top) || os.Geteuid() != 0 {
-		return nil
-	}
-	if err := n.sys.freeze(n.top); err != nil {
-		n.log().Warn("cannot freeze the file system: a boot loader may see it as before", slogx.Err, err)
+	for i := range r.vols {
+		b := &r.vols[i]
+		if !p.touchesBoot(i) || !mounted(b.top) {
+			continue
+		}
+		if err := b.sys.freeze(b.top); err != nil {
+			b.log().Warn("cannot freeze the file system: a boot loader may see it as before", slogx.Path, b.path, slogx.Err, err)
+		}
 	}
 	return nil
 }
@@ -157,21 +169,16 @@ func (n *Node) commit() (undone bool, err error) {
 }
 
 // prepare looks at every path again and writes down both sides of every step.
-func (n *Node) prepare(ctx context.Context, p *Plan) (*journal, error) {
-	st, err := n.openStage(in("stage", p.id))
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(st.fd)
-	j := &journal{from: p.Base, to: p.Base + 1, stage: p.id, used: p.used, ready: true}
+func (vols reach) prepare(ctx context.Context, p *Plan) (*journal, error) {
+	j := &journal{from: p.Base, to: p.Base + 1, stage: p.id, volumes: p.vols.described(), used: p.used, ready: true}
 	j.steps = make([]jstep, len(p.Steps))
-	err = n.spread(ctx, len(p.Steps), func(_ *localReader, i int) error {
+	err := vols[0].spread(ctx, len(p.Steps), func(_ *localReader, i int) error {
 		s, js := &p.Steps[i], &j.steps[i]
-		*js = jstep{kind: s.Kind, slot: s.slot, path: s.Path}
-		if err := n.oldSide(s, js); err != nil {
+		*js = jstep{kind: s.Kind, slot: s.slot, vol: s.vol, path: s.Path}
+		if err := vols.oldSide(s, js); err != nil {
 			return err
 		}
-		if err := st.newSide(s, js); err != nil {
+		if err := vols.newSide(s, js); err != nil {
 			return fmt.Errorf("staged %q: %w", s.Path, err)
 		}
 		if s.keep {
@@ -183,8 +190,8 @@ func (n *Node) prepare(ctx context.Context, p *Plan) (*journal, error) {
 }
 
 // oldSide checks that the path is what the plan saw.
-func (n *Node) oldSide(s *Step, js *jstep) error {
-	dir, name, err := n.parent(s.Path)
+func (vols reach) oldSide(s *Step, js *jstep) error {
+	dir, name, err := vols.parent(s.vol, s.Path)
 	if s.Old == nil {
 		if err == nil {
 			defer unix.Close(dir)
@@ -214,7 +221,7 @@ func (n *Node) oldSide(s *Step, js *jstep) error {
 }
 
 // newSide notes what is in the slot, or what metadata a step sets.
-func (st *stager) newSide(s *Step, js *jstep) error {
+func (vols reach) newSide(s *Step, js *jstep) error {
 	switch s.Kind {
 	case Delete:
 		return nil
@@ -222,7 +229,7 @@ func (st *stager) newSide(s *Step, js *jstep) error {
 		js.new = side{ino: max(js.old.ino, 1), Entry: *s.New}
 		return nil
 	}
-	e, stat, err := entry.ReadAt(st.fd, strconv.Itoa(s.slot))
+	e, stat, err := entry.ReadAt(vols[s.vol].undo, strconv.Itoa(s.slot))
 	if err != nil {
 		return err
 	}
@@ -241,19 +248,9 @@ func (st *stager) newSide(s *Step, js *jstep) error {
 type runner struct {
 	n      *Node
 	j      *journal
-	undo   int // the directory of slots
-	ctimes map[uint64]int64
+	vols   reach // with the directories of slots
+	ctimes map[inode]int64
 }
-
-func (r *runner) open() (err error) {
-	r.undo, err = entry.OpenBeneath(r.n.top, in("stage", r.j.stage, "undo"), unix.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return fmt.Errorf("open the stage: %w", err)
-	}
-	return nil
-}
-
-func (r *runner) close() { unix.Close(r.undo) }
 
 // forward carries out all steps and then looks whether someone wrote to what
 // they displaced.
@@ -276,25 +273,25 @@ func (r *runner) forward() error {
 }
 
 func (r *runner) step(s *jstep) error {
-	dir, name, err := r.n.parent(s.path)
+	dir, name, err := r.vols.parent(s.vol, s.path)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(dir)
-	sys, slot := &r.n.sys, strconv.Itoa(s.slot)
+	sys, slot, undo := &r.n.sys, strconv.Itoa(s.slot), r.vols[s.vol].undo
 	switch s.kind {
 	case Delete:
-		if err := sys.move(dir, name, r.undo, slot); err != nil {
+		if err := sys.move(dir, name, undo, slot); err != nil {
 			return err
 		}
 		return r.displaced(s, false)
 	case Replace:
-		if err := sys.exchange(r.undo, slot, dir, name); err != nil {
+		if err := sys.exchange(undo, slot, dir, name); err != nil {
 			return err
 		}
 		return r.displaced(s, false)
 	case Add:
-		return sys.move(r.undo, slot, dir, name)
+		return sys.move(undo, slot, dir, name)
 	case Times:
 		return sys.times(dir, name, s.new.ModTime)
 	}
@@ -302,7 +299,7 @@ func (r *runner) step(s *jstep) error {
 	if err != nil {
 		return err
 	}
-	if st.Ino != s.old.ino {
+	if st.Ino != s.old.ino || !r.vols[s.vol].isOn(st) {
 		return ErrChanged
 	}
 	return sys.setMeta(dir, name, &s.new.Entry)
@@ -312,7 +309,8 @@ func (r *runner) step(s *jstep) error {
 // inode, not written to since. The rename itself changed the ctime; again
 // looks whether anything has since.
 func (r *runner) displaced(s *jstep, again bool) error {
-	st, err := entry.StatAt(r.undo, strconv.Itoa(s.slot))
+	undo := r.vols[s.vol].undo
+	st, err := entry.StatAt(undo, strconv.Itoa(s.slot))
 	if err != nil {
 		return err
 	}
@@ -320,7 +318,7 @@ func (r *runner) displaced(s *jstep, again bool) error {
 		return ErrChanged
 	}
 	if s.old.Type == entry.Dir {
-		empty, err := isEmpty(r.undo, strconv.Itoa(s.slot))
+		empty, err := isEmpty(undo, strconv.Itoa(s.slot))
 		if err == nil && !empty {
 			err = fmt.Errorf("something new is in it: %w", ErrChanged)
 		}
@@ -330,8 +328,8 @@ func (r *runner) displaced(s *jstep, again bool) error {
 		return fmt.Errorf("was written to: %w", ErrChanged)
 	}
 	if !again {
-		r.ctimes[st.Ino] = st.CTime
-	} else if r.ctimes[st.Ino] != st.CTime {
+		r.ctimes[inodeOf(st)] = st.CTime
+	} else if r.ctimes[inodeOf(st)] != st.CTime {
 		return fmt.Errorf("was written to: %w", ErrChanged)
 	}
 	return nil
@@ -350,22 +348,19 @@ func isEmpty(dir int, name string) (bool, error) {
 
 // complete tidies up after the commit record. Every part of it may have been
 // done before. p is nil in a recovery.
-func (n *Node) complete(j *journal, p *Plan) error {
-	dir := in("stage", j.stage)
+func (r *runner) complete(p *Plan) error {
+	n, j, dir := r.n, r.j, in("stage", r.j.stage)
 	for _, mv := range [][2]string{
 		{dir + "/undo", genDir(j.from, "undo")},
 		{dir + "/left", genDir(j.from, "left")},
 		{dir + "/next", genDir(j.to)},
 	} {
-		if !n.exists(mv[0]) {
-			continue
-		}
-		if err := n.sys.move(n.top, mv[0], n.top, mv[1]); err != nil {
+		if err := r.vols.each(func(b *branch) error { return b.shift(mv[0], mv[1]) }); err != nil {
 			return err
 		}
 	}
 	for _, u := range j.used {
-		if err := n.remove(u.path()); err != nil {
+		if err := r.vols[u.vol].remove(u.path()); err != nil {
 			return err
 		}
 	}
@@ -374,10 +369,10 @@ func (n *Node) complete(j *journal, p *Plan) error {
 			return err
 		}
 	}
-	if err := n.remove(dir); err != nil {
+	if err := r.vols.clear(dir); err != nil {
 		return err
 	}
-	if err := n.sys.syncfs(n.top); err != nil {
+	if err := r.vols.sync(); err != nil {
 		return err
 	}
 	if err := n.sys.replace(n.top, in("journal"), n.top, genDir(j.from, "steps")); err != nil {
@@ -386,7 +381,7 @@ func (n *Node) complete(j *journal, p *Plan) error {
 	if err := n.sys.fsyncDir(n.top, home); err != nil {
 		return err
 	}
-	if err := n.retire(); err != nil {
+	if err := errors.Join(n.retire(), n.retireVolumes()); err != nil {
 		n.log().Warn("old generations could not be removed", slogx.Err, err)
 	}
 	return nil

@@ -3,6 +3,7 @@ package rollback
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -14,8 +15,10 @@ import (
 // undoFile is one displaced file that a generation keeps.
 type undoFile struct {
 	gen, slot int
+	vol       int // number of the volume that it is on
 }
 
+// path returns where it is on its volume.
 func (u undoFile) path() string { return genDir(u.gen, "undo", strconv.Itoa(u.slot)) }
 
 // undoCopy is an undo file with what is known about it.
@@ -29,15 +32,16 @@ type undoCopy struct {
 type undoIndex struct {
 	byKey  map[digest.ID][]undoCopy
 	bySize map[int64][]undoCopy
-	byIno  map[uint64][]undoFile
+	byIno  map[inode][]undoFile
 	gens   map[int][]undoCopy
 	bad    map[undoFile]bool // found damaged
+	vols   volumes
 }
 
 // undoCopies reads which files the generations keep. What is missing or is
-// no file any more is left out.
-func (n *Node) undoCopies(ctx context.Context) (*undoIndex, error) {
-	x := &undoIndex{byKey: map[digest.ID][]undoCopy{}, bySize: map[int64][]undoCopy{}, byIno: map[uint64][]undoFile{}, gens: map[int][]undoCopy{}, bad: map[undoFile]bool{}}
+// no file any more is left out, and so is what is on none of the volumes.
+func (n *Node) undoCopies(ctx context.Context, vs volumes) (*undoIndex, error) {
+	x := &undoIndex{byKey: map[digest.ID][]undoCopy{}, bySize: map[int64][]undoCopy{}, byIno: map[inode][]undoFile{}, gens: map[int][]undoCopy{}, bad: map[undoFile]bool{}, vols: vs}
 	nums, err := n.numbers()
 	if err != nil {
 		return nil, err
@@ -57,30 +61,46 @@ func (n *Node) undoCopies(ctx context.Context) (*undoIndex, error) {
 		if err != nil {
 			return nil, fmt.Errorf("undo copies of generation %d: %w", nums[i], err)
 		}
-		n.gather(x, nums[i], j)
+		for of, vol := range j.placed(vs) {
+			if vol >= 0 {
+				n.gather(x, nums[i], j, of, vol)
+			}
+		}
 	}
 	return x, nil
 }
 
-func (n *Node) gather(x *undoIndex, gen int, j *journal) {
-	fd, err := entry.OpenBeneath(n.top, genDir(gen, "undo"), unix.O_PATH|unix.O_DIRECTORY, 0)
+// placed says for each volume of a journal, the top first, which number it has
+// among vs; -1: none.
+func (j *journal) placed(vs volumes) []int {
+	out := make([]int, 1, 1+len(j.volumes))
+	for _, v := range j.volumes {
+		out = append(out, slices.IndexFunc(vs, func(x volume) bool { return x.ID == v.ID }))
+	}
+	return out
+}
+
+// gather takes in the undo files of a generation on one volume, which is number
+// of in the journal and vol now.
+func (n *Node) gather(x *undoIndex, gen int, j *journal, of, vol int) {
+	fd, err := entry.OpenBeneath(n.top, x.vols.in(vol, genDir(gen, "undo")), unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return
 	}
 	defer unix.Close(fd)
 	for i := range j.steps {
 		s := &j.steps[i]
-		if s.kind != Delete && s.kind != Replace || s.old.Type != entry.File || s.old.key.IsZero() {
+		if s.vol != of || s.kind != Delete && s.kind != Replace || s.old.Type != entry.File || s.old.key.IsZero() {
 			continue
 		}
 		st, err := entry.StatAt(fd, strconv.Itoa(s.slot))
 		if err != nil {
 			continue
 		}
-		u := undoCopy{undoFile: undoFile{gen, s.slot}, of: s.path, stat: st}
+		u := undoCopy{undoFile: undoFile{gen, s.slot, vol}, of: s.path, stat: st}
 		x.byKey[s.old.key] = append(x.byKey[s.old.key], u)
 		x.bySize[st.Size] = append(x.bySize[st.Size], u)
-		x.byIno[st.Ino] = append(x.byIno[st.Ino], u.undoFile)
+		x.byIno[inodeOf(st)] = append(x.byIno[inodeOf(st)], u.undoFile)
 		x.gens[gen] = append(x.gens[gen], u)
 	}
 }
@@ -89,7 +109,7 @@ func (n *Node) gather(x *undoIndex, gen int, j *journal) {
 // inodes, each used once, read and compared before they are trusted.
 func (n *Node) choose(ctx context.Context, p *Plan, x *undoIndex) error {
 	p.links = map[int]undoFile{}
-	taken := map[uint64]bool{}
+	taken := map[inode]bool{}
 	var buf readBuf
 	looked, err := n.lookFirst(ctx, p, x)
 	if err != nil {
@@ -104,21 +124,22 @@ func (n *Node) choose(ctx context.Context, p *Plan, x *undoIndex) error {
 			return err
 		}
 		for _, u := range x.candidates(s) {
-			if taken[u.stat.Ino] || u.stat.Ino == s.stat.Ino || u.stat.Nlink != uint64(len(x.byIno[u.stat.Ino])) {
-				continue // in use elsewhere: copied by chunks instead
+			ino := inodeOf(u.stat)
+			if taken[ino] || ino == inodeOf(s.stat) || u.vol != s.vol || u.stat.Nlink != uint64(len(x.byIno[ino])) {
+				continue // in use elsewhere, or on another file system: copied by chunks instead
 			}
 			err := looked[i].err
 			if looked[i].at != u.undoFile {
-				err = n.intact(u.undoCopy, s.content, &buf)
+				err = n.intact(x, u.undoCopy, s.content, &buf)
 			}
 			if err == nil {
-				taken[u.stat.Ino] = true
+				taken[ino] = true
 				p.links[s.slot] = u.undoFile
-				p.used = append(p.used, x.byIno[u.stat.Ino]...)
+				p.used = append(p.used, x.byIno[ino]...)
 				break
 			}
 			if u.sure {
-				p.Damaged = append(p.Damaged, Note{s.Path, fmt.Sprintf("undo copy %q: %v", u.path(), err)})
+				p.Damaged = append(p.Damaged, Note{s.Path, fmt.Sprintf("undo copy %q: %v", x.vols.in(u.vol, u.path()), err)})
 				x.bad[u.undoFile] = true
 			}
 		}
@@ -141,7 +162,7 @@ func (n *Node) lookFirst(ctx context.Context, p *Plan, x *undoIndex) ([]verdict,
 			return nil
 		}
 		if c := x.candidates(s); len(c) > 0 {
-			out[i] = verdict{c[0].undoFile, n.intact(c[0].undoCopy, s.content, &r.buf)}
+			out[i] = verdict{c[0].undoFile, n.intact(x, c[0].undoCopy, s.content, &r.buf)}
 		}
 		return nil
 	})
@@ -180,8 +201,8 @@ func (x *undoIndex) candidates(s *Step) []candidate {
 }
 
 // intact reads an undo copy and compares it with what it should hold.
-func (n *Node) intact(u undoCopy, want *entry.Entry, buf *readBuf) error {
-	f, err := n.openFile(u.path())
+func (n *Node) intact(x *undoIndex, u undoCopy, want *entry.Entry, buf *readBuf) error {
+	f, err := n.openFile(x.vols.in(u.vol, u.path()))
 	if err != nil {
 		return err
 	}

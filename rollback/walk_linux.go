@@ -66,7 +66,7 @@ func (w *walker) start(sc *scope) ([]item, error) {
 	base := w.s.base.at(".")
 	items := make([]item, 1)
 	var err error
-	if items[0], err = w.read(k, w.s.n.top, 0, ".", base, leaves{}); err != nil {
+	if items[0], err = w.read(k, w.s.n.top, 0, ".", base, leaves{}, 0); err != nil {
 		return nil, err
 	}
 	w.s.dev = items[0].stat.Dev
@@ -115,7 +115,7 @@ func (w *walker) dir(k *looker, v visit) error {
 	known := w.s.base.children(v.base)
 	for _, i := range k.names {
 		base := known.find(k.at(i))
-		it, err := w.read(k, v.fd, i, path, base, v.rules)
+		it, err := w.read(k, v.fd, i, path, base, v.rules, v.at.stat.Dev)
 		if notThere(err) {
 			continue // gone since it was listed
 		}
@@ -142,7 +142,8 @@ func (w *walker) dir(k *looker, v visit) error {
 
 // read reads the entry whose name begins at i. An inode in the state in which
 // it was recorded is what the as-done manifest says; others cost more calls.
-func (w *walker) read(k *looker, fd int, i int32, dir string, base int, rules leaves) (item, error) {
+// dev is the file system of the directory.
+func (w *walker) read(k *looker, fd int, i int32, dir string, base int, rules leaves, dev uint64) (item, error) {
 	s := w.s
 	if err := k.stat(fd, i); err != nil {
 		return item{}, err
@@ -156,7 +157,7 @@ func (w *walker) read(k *looker, fd int, i int32, dir string, base int, rules le
 		path = join(dir, strings.Clone(k.at(i)))
 	}
 	it.alone = rules.left(path)
-	if path != "." && (k.mount() || it.stat.Dev != s.dev) {
+	if path != "." && (k.mount() || it.stat.Dev != dev) && !s.crosses(path, it.stat.Dev) {
 		it.alone = Mount
 	}
 	was := s.cache.of(base)
@@ -207,7 +208,7 @@ func (w *walker) scoped(k *looker, items []item, sc *scope) ([]item, error) {
 		}
 		k.name(nameOf(path))
 		base := w.s.base.at(path)
-		it, err := w.read(k, dir, 0, at, base, w.s.rules.leaves)
+		it, err := w.read(k, dir, 0, at, base, w.s.rules.leaves, w.s.devOf(at))
 		if notThere(err) {
 			continue
 		}

@@ -14,11 +14,10 @@ import (
 // would displace: what they write afterwards goes into the displaced file.
 // Only what /proc shows us is seen.
 func writers(p *Plan) []Note {
-	type inode struct{ dev, ino uint64 }
 	want := map[inode]string{}
 	for i := range p.Steps {
 		if s := &p.Steps[i]; s.Kind <= Replace && s.Old != nil && s.Old.Type == entry.File {
-			want[inode{s.stat.Dev, s.stat.Ino}] = s.Path
+			want[inodeOf(s.stat)] = s.Path
 		}
 	}
 	if len(want) == 0 {

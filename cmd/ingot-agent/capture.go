@@ -47,7 +47,9 @@ func capture(ctx context.Context, conn *wire.Conn, req wire.Request) (err error)
 	opts := tree.CaptureOptions{Sink: sink, Cache: node.cache(req.Dir, snap), OneFileSystem: !req.CrossMounts}
 	selected.Apply(&opts)
 	out := opts.Exclude
-	opts.Exclude = func(path string, isDir bool) bool { return out(path, isDir) || !isDir && node.own[path] }
+	opts.Exclude = func(path string, isDir bool) bool {
+		return out(path, isDir) || !isDir && node.own[path] || node.homes[path]
+	}
 	report(conn, &opts)
 	m, stats, err := tree.Capture(ctx, snap.Dir, opts)
 	if err != nil {
@@ -124,6 +126,7 @@ func settled(dir string) (int, error) {
 // knownTree is what ingot knows of a tree.
 type knownTree struct {
 	own       map[string]bool // paths that the installation made on top of image and overlay: this machine's fstab, its boot loader
+	homes     map[string]bool // ingot's own directories on the file systems besides that of the top
 	image     digest.ID       // that it runs; none: not known
 	unchanged func(path string, st entry.Stat) (*entry.Entry, bool)
 }
@@ -131,7 +134,7 @@ type knownTree struct {
 // installed returns what ingot knows of a tree that it installed. Of another
 // tree nothing is known.
 func installed(dir string) (k knownTree, err error) {
-	k.own = map[string]bool{}
+	k.own, k.homes = map[string]bool{}, map[string]bool{}
 	n, err := rollback.Open(dir, nil)
 	if err != nil {
 		return k, err
@@ -146,6 +149,9 @@ func installed(dir string) (k knownTree, err error) {
 	}
 	if err != nil {
 		return k, err
+	}
+	for _, v := range cur.Volumes {
+		k.homes[string(v.At)+"/.ingot"] = true
 	}
 	k.image = cur.ImageID
 	for _, path := range cur.Derived {

@@ -124,6 +124,8 @@ func describe(err error) wire.Error {
 		e.Kind, e.Hint = "busy", "somebody else changes this node; wait, or end them"
 	case errors.Is(err, rollback.ErrInterrupted):
 		e.Kind, e.Hint = "interrupted", "run `/.ingot/agent recover` on the node (a reboot recovers only nodes that ingot installed)"
+	case errors.Is(err, rollback.ErrVolume):
+		e.Hint = "mount it, then run `/.ingot/agent recover` on the node where a switch was interrupted, or push again"
 	case errors.Is(err, rollback.ErrConflict):
 		e.Kind, e.Hint = "conflict", "--keep PATTERN leaves such files as they are, --take PATTERN gives them up; --dry-run lists them"
 	case errors.Is(err, rollback.ErrNoSpace):

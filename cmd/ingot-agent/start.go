@@ -32,8 +32,9 @@ func startSystem(args []string) {
 	}
 }
 
-// recoverRoot recovers / when a journal lies there. The root is mounted
-// read-only at this time, and is again afterwards, for init to check it.
+// recoverRoot recovers / when a journal lies there, and the other file systems
+// that it names. The root is mounted read-only at this time, and is again
+// afterwards, for init to check it; the others are not mounted.
 func recoverRoot() error {
 	f, err := os.Open("/.ingot/journal")
 	if errors.Is(err, os.ErrNotExist) {
@@ -49,9 +50,40 @@ func recoverRoot() error {
 	if err := unix.Mount("", "/", "", unix.MS_REMOUNT, ""); err != nil {
 		return fmt.Errorf("make / writable: %w", err)
 	}
-	err = recoverTree("/", os.Stderr)
+	err = recoverVolumes("/", disks{devices, 20 * time.Second})
 	unix.Sync()
 	return errors.Join(err, unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+}
+
+// recoverVolumes mounts what else the journal names, recovers, and leaves
+// all of it to init.
+func recoverVolumes(top string, d disks) error {
+	vols, err := rollback.Volumes(top)
+	if err != nil {
+		return err
+	}
+	if len(vols) > 0 {
+		if err := mountDev(); err != nil {
+			return err
+		}
+	}
+	leave, err := d.mount(top, vols)
+	if err == nil {
+		err = recoverTree(top, os.Stderr)
+		unix.Sync()
+	}
+	return errors.Join(err, leave())
+}
+
+// mountDev makes /dev where no initramfs did.
+func mountDev() error {
+	if _, err := os.Stat("/dev/null"); err == nil {
+		return nil
+	}
+	if err := unix.Mount("devtmpfs", "/dev", "devtmpfs", unix.MS_NOSUID|unix.MS_NOEXEC, "mode=0755"); err != nil {
+		return fmt.Errorf("mount /dev: %w", err)
+	}
+	return nil
 }
 
 // mountProc makes /proc, which metadata is set through; init mounts it again where it is missing.

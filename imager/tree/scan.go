@@ -29,8 +29,7 @@ type found struct {
 // scanner reads the metadata of a tree, several directories at once.
 type scanner struct {
 	root int
-	mnt  uint64
-	dev  uint64
+	top  where
 	c    *capture
 	meta MetaCache // or nil
 
@@ -44,6 +43,14 @@ type scanner struct {
 	mounts  []string
 }
 
+// where is a mount and the file system that it shows.
+type where struct{ mnt, dev uint64 }
+
+func mountedOn(fd int, dev uint64) where {
+	mnt, _ := mountID(fd, "", unix.AT_EMPTY_PATH)
+	return where{mnt, dev}
+}
+
 // scan returns the entries of the tree in their order, and their states.
 func (c *capture) scan(ctx context.Context) (*flat, error) {
 	top, st, err := entry.ReadFd(c.root)
@@ -55,10 +62,9 @@ func (c *capture) scan(ctx context.Context) (*flat, error) {
 	}
 	top.Path = "."
 	c.stats.Excluded = 0
-	s := &scanner{root: c.root, c: c, stats: &c.stats, dev: st.Dev}
+	s := &scanner{root: c.root, c: c, stats: &c.stats, top: mountedOn(c.root, st.Dev)}
 	s.meta, _ = c.o.Cache.(MetaCache)
 	s.more = sync.NewCond(&s.mu)
-	s.mnt, _ = mountID(c.root, "", unix.AT_EMPTY_PATH)
 	all := &found{Entry: top, st: st}
 	s.todo = append(s.todo, all)
 	stop := context.AfterFunc(ctx, func() { s.fail(ctx.Err()) })
@@ -202,6 +208,10 @@ func (s *scanner) dir(d *found) error {
 	}
 	slices.SortFunc(list, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
 	d.inside = make([]found, 0, len(list))
+	on := s.top
+	if s.c.o.Cross != nil {
+		on = mountedOn(fd, d.st.Dev)
+	}
 	for _, de := range list {
 		path := join(d.Path, de.Name())
 		hidden := false
@@ -214,7 +224,7 @@ func (s *scanner) dir(d *found) error {
 				continue
 			}
 		}
-		in, ok, err := s.one(fd, de.Name(), path)
+		in, ok, err := s.one(fd, de.Name(), path, on)
 		if err != nil {
 			return err
 		}
@@ -226,8 +236,9 @@ func (s *scanner) dir(d *found) error {
 	return nil
 }
 
-// one reads one entry; ok is false for what is not recorded.
-func (s *scanner) one(dirfd int, name, path string) (in found, ok bool, err error) {
+// one reads one entry of a directory that is on a mount; ok is false for what
+// is not recorded.
+func (s *scanner) one(dirfd int, name, path string, on where) (in found, ok bool, err error) {
 	var known func(entry.Stat) ([]entry.Xattr, bool)
 	if s.meta != nil {
 		known = func(st entry.Stat) ([]entry.Xattr, bool) { return s.meta.Xattrs(path, st) }
@@ -250,7 +261,7 @@ func (s *scanner) one(dirfd int, name, path string) (in found, ok bool, err erro
 		in.hollow, in.Size = true, 0
 		return in, true, nil
 	}
-	if s.c.o.OneFileSystem && s.isMount(dirfd, name, &in) {
+	if s.c.o.OneFileSystem && isMount(dirfd, name, &in, on) && (s.c.o.Cross == nil || !s.c.o.Cross(path)) {
 		in.hollow = true
 		in.Size = 0
 		s.mu.Lock()
@@ -263,15 +274,15 @@ func (s *scanner) one(dirfd int, name, path string) (in found, ok bool, err erro
 // isMount reports whether something is mounted at name. A device number is
 // not enough: a bind mount has the same, and a btrfs subvolume and overlayfs
 // files have another without being mounts.
-func (s *scanner) isMount(dirfd int, name string, in *found) bool {
-	if in.Type != entry.Dir && in.st.Dev == s.dev {
+func isMount(dirfd int, name string, in *found, on where) bool {
+	if in.Type != entry.Dir && in.st.Dev == on.dev {
 		return false
 	}
 	id, ok := mountID(dirfd, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT)
 	if !ok {
-		return in.Type == entry.Dir && in.st.Dev != s.dev
+		return in.Type == entry.Dir && in.st.Dev != on.dev
 	}
-	return id != s.mnt
+	return id != on.mnt
 }
 
 // mountID returns the mount that name is on (statx(2), Linux 5.8).

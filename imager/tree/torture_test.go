@@ -199,6 +199,14 @@ func TestMountPoints(t *testing.T) {
 	if _, ok := m.Lookup("bind/f"); !ok {
 		t.Error("a bind mount was not crossed, though asked")
 	}
+	must(t, os.Mkdir(filepath.Join(dir, "under/inner"), 0755))
+	mount(filepath.Join(dir, "under"), "bind/inner", "", unix.MS_BIND)
+	m, st = captureDir(t, dir, CaptureOptions{OneFileSystem: true, Cross: func(p string) bool { return p == "bind" }})
+	_, crossed := m.Lookup("bind/f")
+	_, further := m.Lookup("bind/inner/f")
+	if !crossed || further || strings.Join(st.Mounts, " ") != "bind/inner file proc" {
+		t.Errorf("one mount was to be crossed: %v, one in it %v; kept empty: %q", crossed, further, st.Mounts)
+	}
 }
 
 func TestTreesDeeperThanPathMax(t *testing.T) {

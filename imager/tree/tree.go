@@ -63,6 +63,8 @@ type CaptureOptions struct {
 	// OneFileSystem records mount points as empty directories (files:
 	// empty files) instead of what is mounted there.
 	OneFileSystem bool
+	// Cross says which mount points are entered in spite of OneFileSystem. nil: none.
+	Cross func(path string) bool
 	// Parallel is how many files are read at once; 0: two a processor.
 	Parallel int
 	// Scanned is told once, before contents are read, how much there is.
