@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -148,7 +149,12 @@ func (r result) String() string {
 	return fmt.Sprintf("exit %d after %s\n%s%s", r.code, r.took, r.out, r.err)
 }
 
+// command is a run of ingot. Pushes are not on trial, unless they say so: what
+// is tested of those are their own cases.
 func (r *rig) command(args ...string) (*exec.Cmd, *bytes.Buffer, *bytes.Buffer) {
+	if args[0] == "push" && !slices.Contains(args, "--confirm") && !slices.Contains(args, "--dir") {
+		args = append(args, "--confirm", "0")
+	}
 	ctx, cancel := context.WithTimeout(r.t.Context(), 100*time.Second)
 	r.t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, r.base.bin, append([]string{"--site", r.site}, args...)...)

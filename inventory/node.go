@@ -61,10 +61,20 @@ type Generation struct {
 	Overlay string
 	Within  string // the path that alone was pushed, relative to the top; "" for all
 	Mode    string
-	Kind    string // install, push or rollback
+	Kind    string // install, push, rollback or revert
 	By      string
+	Reason  string // of a revert
 	Time    time.Time
 	Retired bool // the node does not keep it any more
+}
+
+// detail is what the timeline says of a generation.
+func (g Generation) detail() string {
+	text := fmt.Sprintf("%d: %s of %s (%.12s) by %s", g.Number, g.Kind, g.Ref, g.Image, g.By)
+	if g.Reason != "" {
+		text += ": " + g.Reason
+	}
+	return text
 }
 
 // AddGeneration records g. An install begins the node's numbering anew, so the
@@ -79,12 +89,12 @@ func (d *DB) AddGeneration(ctx context.Context, g Generation) error {
 				return err
 			}
 		}
-		_, err := tx.ExecContext(ctx, `INSERT OR REPLACE INTO generations (node, number, ref, image, overlay, within, mode, kind, by_whom, time) VALUES (?,?,?,?,?,?,?,?,?,?)`,
-			g.Node, g.Number, g.Ref, g.Image, g.Overlay, g.Within, g.Mode, g.Kind, g.By, nanos(g.Time))
+		_, err := tx.ExecContext(ctx, `INSERT OR REPLACE INTO generations (node, number, ref, image, overlay, within, mode, kind, by_whom, reason, time) VALUES (?,?,?,?,?,?,?,?,?,?,?)`,
+			g.Node, g.Number, g.Ref, g.Image, g.Overlay, g.Within, g.Mode, g.Kind, g.By, g.Reason, nanos(g.Time))
 		if err != nil {
 			return err
 		}
-		return d.addEvent(ctx, tx, Event{Node: g.Node, Stage: "generation", Detail: fmt.Sprintf("%d: %s of %s (%.12s) by %s", g.Number, g.Kind, g.Ref, g.Image, g.By)})
+		return d.addEvent(ctx, tx, Event{Node: g.Node, Stage: "generation", Detail: g.detail()})
 	})
 	if err != nil {
 		return fmt.Errorf("record generation %d of node %q: %w", g.Number, g.Node, err)
@@ -106,7 +116,7 @@ type queryer interface {
 }
 
 func generations(ctx context.Context, q queryer, node string) ([]Generation, error) {
-	rows, err := q.QueryContext(ctx, `SELECT node, number, ref, image, overlay, within, mode, kind, by_whom, time, retired FROM generations WHERE node=? ORDER BY number`, node)
+	rows, err := q.QueryContext(ctx, `SELECT node, number, ref, image, overlay, within, mode, kind, by_whom, reason, time, retired FROM generations WHERE node=? ORDER BY number`, node)
 	if err != nil {
 		return nil, err
 	}
@@ -115,7 +125,7 @@ func generations(ctx context.Context, q queryer, node string) ([]Generation, err
 	for rows.Next() {
 		var g Generation
 		var t int64
-		if err := rows.Scan(&g.Node, &g.Number, &g.Ref, &g.Image, &g.Overlay, &g.Within, &g.Mode, &g.Kind, &g.By, &t, &g.Retired); err != nil {
+		if err := rows.Scan(&g.Node, &g.Number, &g.Ref, &g.Image, &g.Overlay, &g.Within, &g.Mode, &g.Kind, &g.By, &g.Reason, &t, &g.Retired); err != nil {
 			return nil, err
 		}
 		g.Time = fromNanos(t)

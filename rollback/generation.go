@@ -30,7 +30,10 @@ type Generation struct {
 	Mode     string    `json:"mode"`                   // live, slots, btrfs
 	When     time.Time `json:"when"`                   // when it was switched to
 	By       string    `json:"by,omitempty"`           // who asked
-	Result   string    `json:"result,omitempty"`       // installed, found, switched, rolled back
+	Result   string    `json:"result,omitempty"`       // installed, found, switched, rolled back, reverted
+	Reason   string    `json:"reason,omitempty"`       // reverted: why
+	Trial    *Trial    `json:"trial,omitempty"`        // it counts once it is confirmed; nil: at once
+	Health   []Health  `json:"health,omitempty"`       // what was looked at after the switch
 	Note     string    `json:"note,omitempty"`         // for people: "rollback of 3 to 2"
 	From     int       `json:"from,omitempty"`         // the generation before
 	Of       int       `json:"rollback_of,omitempty"`  // rolled back: which one

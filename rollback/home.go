@@ -216,7 +216,7 @@ func (n *Node) lock(what string) (unlock func(), err error) {
 		return nil, fmt.Errorf("lock the tree: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), "lock")
-	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := flock(fd); err != nil {
 		defer f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			b, _ := io.ReadAll(io.LimitReader(f, 4096))
@@ -229,6 +229,18 @@ func (n *Node) lock(what string) (unlock func(), err error) {
 		f.WriteAt([]byte(who), 0) // for people only
 	}
 	return func() { f.Close() }, nil
+}
+
+// flock takes a lock, or finds out that somebody keeps it: who only looks
+// whether it is taken has it for a moment, too.
+func flock(fd int) error {
+	for tries := 20; ; tries-- {
+		err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || tries == 0 {
+			return err
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 }
 
 // lockIdle is lock, refused while an interrupted switch waits for Recover.

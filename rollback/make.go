@@ -73,10 +73,19 @@ func (n *Node) Plan(ctx context.Context, t Target) (*Plan, error) {
 	if err := r.part.reached(l, r); err != nil {
 		return nil, fmt.Errorf("plan: %w", err)
 	}
+	if g.Number == 0 {
+		g.Derived = derivedOf(l, target, t.Derived)
+		for _, d := range g.Derived {
+			r.derived[string(d)] = true
+		}
+	}
 	known := g.covers()
 	s.base = adopt(l, s.base, s.target, known)
 	p := compare(s.base, l, s.target, r)
 	p.Base = g.Number
+	if g.OnTrial() && !p.Empty() {
+		return nil, fmt.Errorf("plan: %w", &TrialError{g})
+	}
 	kept := p.Generation.Kept
 	p.Generation = Generation{Image: t.Image, ImageID: t.ImageID, Overlay: t.Overlay, Mode: t.Mode,
 		Within: Path(t.Within), Exact: t.Exact, Covers: known.with(top),
@@ -152,6 +161,28 @@ func (n *Node) idle() (Generation, error) {
 	return g, err
 }
 
+// derivedOf lists what was made for its machine on a node that nobody told us
+// of, and what the target has of another one.
+func derivedOf(l *live, target *manifest.Manifest, derived pattern.List) []Path {
+	seen := map[string]bool{}
+	for _, it := range l.items {
+		seen[it.Path] = it.alone == "" && it.Type != entry.Dir && derived.Match(it.Path)
+	}
+	for i := range target.Entries {
+		if e := &target.Entries[i]; e.Type != entry.Dir && !seen[e.Path] {
+			seen[e.Path] = derived.Match(e.Path)
+		}
+	}
+	var out []Path
+	for path, is := range seen {
+		if is {
+			out = append(out, Path(path))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
 // PlanRollback plans the way back to generation to, or with 0 to the one
 // before the current one, from what the node keeps. It looks at nothing but
 // what differs between the two. Without damage the plan needs no chunks.
@@ -223,6 +254,7 @@ func (n *Node) planBack(ctx context.Context, g, dest Generation, base, target *i
 	kept := p.Generation.Kept
 	p.Generation = dest
 	p.Generation.Pinned, p.Generation.By, p.Generation.Kept = false, by, kept
+	p.Generation.Trial, p.Generation.Health, p.Generation.Reason = nil, nil, ""
 	p.Generation.Covers = g.Covers
 	p.Generation.Of, p.Generation.To, p.Generation.Result = g.Number, dest.Number, "rolled back"
 	p.Generation.Note = fmt.Sprintf("rollback of %d to %d", g.Number, dest.Number)

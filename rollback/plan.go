@@ -16,6 +16,7 @@ type Target struct {
 	Manifest  *manifest.Manifest // image and overlay, merged
 	ID        digest.ID          // of the manifest, where it is known; spares work where the generation has the same
 	NodeOwned pattern.List       // the profile's, after the built-in ones
+	Derived   pattern.List       // first push of a node: what was made for its machine, and stays
 	Seed      pattern.List       // node-owned paths that are made where neither the node nor its generation has them
 	Policy    Policy
 

@@ -2,6 +2,7 @@ package rollback
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -274,19 +275,34 @@ func (n *Node) recorded(m *manifest.Manifest) ([]Volume, error) {
 }
 
 // Volumes returns the file systems that the journal of an interrupted switch
-// names besides that of top, parents first: they have to be mounted below top
-// before Recover. Without a journal there are none.
+// and a generation on trial name besides that of top, parents first: they have
+// to be mounted below top before Recover and Revert. Mostly there are none.
 func Volumes(top string) ([]Volume, error) {
 	n, err := Open(top, nil)
 	if err != nil {
 		return nil, err
 	}
 	defer n.Close()
+	var all []Volume
 	j, err := n.readJournal()
-	if j == nil || err != nil {
+	if err != nil {
 		return nil, err
 	}
-	return j.volumes, nil
+	if j != nil {
+		all = j.volumes
+	}
+	g, err := n.Current()
+	if err == nil && g.OnTrial() {
+		all = append(all, g.Volumes...)
+		if g, err = n.generation(g.From); err == nil {
+			all = append(all, g.Volumes...)
+		}
+	}
+	if err != nil && !errors.Is(err, ErrNoGeneration) {
+		return nil, err
+	}
+	slices.SortStableFunc(all, func(a, b Volume) int { return order(string(a.At), string(b.At)) })
+	return slices.CompactFunc(all, func(a, b Volume) bool { return a.At == b.At }), nil
 }
 
 // Is reports whether the file system whose top is dir is the volume.

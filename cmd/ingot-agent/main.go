@@ -105,6 +105,11 @@ func app() *cli.App {
 					"EXAMPLES\n   ingot-agent pin 3\n   ingot-agent pin --unpin 3\n\n" + exits, Action: pinHere},
 			{Name: "recover", Usage: "finish or undo a change that was interrupted", Flags: []cli.Flag{dir},
 				Description: "Runs by itself before init at every boot.\n\nEXAMPLES\n   ingot-agent recover\n\n" + exits, Action: alone(recoverHere)},
+			{Name: "confirm", Usage: "keep a generation that is on trial", Flags: []cli.Flag{dir},
+				Description: "Without it the node goes back by itself when the time is up, or when it is booted.\n\nEXAMPLES\n   ingot-agent confirm\n\n" + exits,
+				Action:      alone(confirmHere)},
+			{Name: "guard", Usage: "take a generation back unless it is confirmed in time", Hidden: true, Flags: []cli.Flag{dir,
+				&cli.IntFlag{Name: "generation"}, &cli.DurationFlag{Name: "window"}, &cli.StringFlag{Name: "units"}}, Action: alone(guardHere)},
 			{Name: "receive", Usage: "serve one request of a controller on standard input and output", Action: alone(receive)},
 		},
 	}

@@ -78,6 +78,8 @@ func serve(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 		return push(ctx, conn, req)
 	case wire.VerbRollback:
 		return withNode(req.Dir, func(n *rollback.Node) error { return goBack(ctx, conn, n, req) })
+	case wire.VerbConfirm:
+		return confirm(ctx, conn, req)
 	case wire.VerbCapture:
 		return capture(ctx, conn, req)
 	}
@@ -99,12 +101,8 @@ func underWay(dir string, err error) error {
 	if !errors.Is(err, rollback.ErrInterrupted) {
 		return err
 	}
-	if f, openErr := os.Open(filepath.Join(dir, ".ingot/lock")); openErr == nil {
-		defer f.Close()
-		if errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK) {
-			holder, _ := io.ReadAll(io.LimitReader(f, 4096)) // for people only
-			return &rollback.BusyError{Holder: strings.TrimSpace(string(holder))}
-		}
+	if who, held := holder(dir); held {
+		return &rollback.BusyError{Holder: who}
 	}
 	if _, statErr := os.Lstat(filepath.Join(dir, ".ingot/journal")); errors.Is(statErr, os.ErrNotExist) {
 		return &rollback.BusyError{}
@@ -122,6 +120,12 @@ func describe(err error) wire.Error {
 		e.Kind, e.Hint = "changed", "capture it again"
 	case errors.Is(err, rollback.ErrBusy):
 		e.Kind, e.Hint = "busy", "somebody else changes this node; wait, or end them"
+	case errors.Is(err, rollback.ErrOnTrial):
+		e.Kind, e.Hint = "busy", "the push that made it confirms it, and so does the same push again; `/.ingot/agent confirm` on the node keeps it, a rollback takes it back"
+	case errors.Is(err, errUnchecked):
+		e.Kind = "busy"
+	case errors.Is(err, rollback.ErrNoTrial):
+		e.Kind = "notrial"
 	case errors.Is(err, rollback.ErrInterrupted):
 		e.Kind, e.Hint = "interrupted", "run `/.ingot/agent recover` on the node (a reboot recovers only nodes that ingot installed)"
 	case errors.Is(err, rollback.ErrVolume):
@@ -162,6 +166,9 @@ func push(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 	}
 	if t.NodeOwned, err = pattern.Parse(req.NodeOwned); err != nil {
 		return fmt.Errorf("node_owned: %w", err)
+	}
+	if t.Derived, err = pattern.Parse(req.Derived); err != nil {
+		return fmt.Errorf("derived: %w", err)
 	}
 	return withNode(req.Dir, func(n *rollback.Node) error {
 		if t.Manifest, err = targetOf(conn, n, req); err != nil {
@@ -215,7 +222,13 @@ func carryOut(ctx context.Context, conn *wire.Conn, n *rollback.Node, plan *roll
 			return err
 		}
 		n.Remember(plan)
-		return conn.Send(wire.KindAnswer, wire.Done{Generation: generation(cur, cur.Number), Unchanged: true})
+		done := wire.Done{Generation: generation(cur, cur.Number), Unchanged: true}
+		if cur.OnTrial() { // whoever switched was lost on the way
+			if err := lookAfter(ctx, conn, n, cur, nil, req, &done); err != nil {
+				return err
+			}
+		}
+		return conn.Send(wire.KindAnswer, done)
 	}
 	if err := conn.Send(wire.KindProgress, wire.Progress{Task: "stage", Total: plan.NeedBytes}); err != nil {
 		return err
@@ -223,19 +236,11 @@ func carryOut(ctx context.Context, conn *wire.Conn, n *rollback.Node, plan *roll
 	if err := n.Stage(ctx, plan, source(conn, n, req)); err != nil {
 		return damaged(plan, err)
 	}
-	// The last word of a living controller: without it nothing is switched.
-	if err := conn.SendRaw(wire.KindSwitch, nil); err != nil {
-		return err // nobody is there any more; the next push goes on with what is staged
-	}
-	if err := conn.Expect(wire.KindSwitch, nil, nil); err != nil {
-		return err
-	}
-	start := time.Now()
-	g, err := n.Switch(context.WithoutCancel(ctx), plan)
+	done, err := switchTo(ctx, conn, n, plan, req)
 	if err != nil {
 		return err
 	}
-	return conn.Send(wire.KindAnswer, wire.Done{Generation: generation(g, g.Number), Notes: some(notes(plan.Notes)), Reused: plan.Reused, SwitchSeconds: time.Since(start).Seconds()})
+	return conn.Send(wire.KindAnswer, done)
 }
 
 // damaged names the files of a plan that the chunks are of which neither the
@@ -288,6 +293,8 @@ func notes(list []rollback.Note) []string {
 func generation(g rollback.Generation, current int) wire.Generation {
 	kind := "push"
 	switch {
+	case g.Reason != "":
+		kind = "revert"
 	case g.To != 0:
 		kind = "rollback"
 	case g.Result == "installed":
@@ -295,7 +302,11 @@ func generation(g rollback.Generation, current int) wire.Generation {
 	case g.Result == "found":
 		kind = "found"
 	}
-	return wire.Generation{Number: g.Number, Kind: kind, Ref: g.Image, Image: g.ImageID, Overlay: g.Overlay, Within: string(g.Within), Mode: g.Mode, By: g.By,
+	var trial int64
+	if g.OnTrial() {
+		trial = g.Trial.Until.Unix()
+	}
+	return wire.Generation{Number: g.Number, Trial: trial, Reason: g.Reason, Kind: kind, Ref: g.Image, Image: g.ImageID, Overlay: g.Overlay, Within: string(g.Within), Mode: g.Mode, By: g.By,
 		Time: g.When.Unix(), Current: g.Number == current, Pinned: g.Pinned}
 }
 
@@ -329,6 +340,9 @@ func listGenerations(c *cli.Context) error {
 			}
 			if g.Pinned {
 				mark += " pinned"
+			}
+			if g.Trial != 0 {
+				mark += " on trial until " + time.Unix(g.Trial, 0).Format(time.TimeOnly)
 			}
 			ref := g.Ref
 			if g.Within != "" {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,9 +15,10 @@ import (
 )
 
 // startSystem is init= of an installed node: it recovers an interrupted
-// change before any program of the tree runs, and then becomes the real init.
-// Without a journal it costs one open(2). Whatever goes wrong, init is started:
-// a machine that boots can be repaired.
+// change before any program of the tree runs, takes back a generation that was
+// on trial when the machine went down, and then becomes the real init. Where
+// there is neither it costs a few system calls. Whatever goes wrong, init is
+// started: a machine that boots can be repaired.
 func startSystem(args []string) {
 	if err := recoverRoot(); err != nil {
 		fmt.Fprintf(os.Stderr, "ingot-agent: recovery: %v\n", err)
@@ -32,31 +34,63 @@ func startSystem(args []string) {
 	}
 }
 
-// recoverRoot recovers / when a journal lies there, and the other file systems
-// that it names. The root is mounted read-only at this time, and is again
+// recoverRoot recovers / and the other file systems of the switch, when that
+// is needed. The root is mounted read-only at this time, and is again
 // afterwards, for init to check it; the others are not mounted.
 func recoverRoot() error {
-	f, err := os.Open("/.ingot/journal")
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	if need, err := unsettled("/"); !need {
 		return err
 	}
-	f.Close()
 	if err := mountProc(); err != nil {
 		return err
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REMOUNT, ""); err != nil {
 		return fmt.Errorf("make / writable: %w", err)
 	}
-	err = recoverVolumes("/", disks{devices, 20 * time.Second})
+	err := recoverVolumes("/", disks{devices, 20 * time.Second})
 	unix.Sync()
 	return errors.Join(err, unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
 }
 
-// recoverVolumes mounts what else the journal names, recovers, and leaves
-// all of it to init.
+// unsettled reports whether a switch was interrupted, or a generation waits
+// for its confirmation.
+func unsettled(top string) (bool, error) {
+	if _, err := os.Lstat(filepath.Join(top, ".ingot/journal")); !errors.Is(err, os.ErrNotExist) {
+		return true, err
+	}
+	n, err := rollback.Open(top, nil)
+	if err != nil {
+		return false, err
+	}
+	defer n.Close()
+	g, err := n.Current()
+	if errors.Is(err, rollback.ErrNoGeneration) {
+		return false, nil
+	}
+	return g.OnTrial(), err
+}
+
+// revertTree takes back a generation that nobody confirmed before the machine
+// went down: whatever it did, the machine did not stay up with it.
+func revertTree(top string, say io.Writer) error {
+	n, err := rollback.Open(top, nil)
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	g, err := n.Current()
+	if err != nil || !g.OnTrial() {
+		return err
+	}
+	if g, _, err = n.Revert(context.Background(), g.Number, "the machine was booted before it was confirmed"); err != nil {
+		return err
+	}
+	fmt.Fprintf(say, "ingot-agent: generation %d: %s\n", g.Number, g.Note)
+	return nil
+}
+
+// recoverVolumes mounts what else the switch, or the generation on trial, is
+// about, recovers, takes back what is on trial, and leaves all of it to init.
 func recoverVolumes(top string, d disks) error {
 	vols, err := rollback.Volumes(top)
 	if err != nil {
@@ -69,7 +103,7 @@ func recoverVolumes(top string, d disks) error {
 	}
 	leave, err := d.mount(top, vols)
 	if err == nil {
-		err = recoverTree(top, os.Stderr)
+		err = errors.Join(recoverTree(top, os.Stderr), revertTree(top, os.Stderr))
 		unix.Sync()
 	}
 	return errors.Join(err, leave())

@@ -79,7 +79,7 @@ func unheard(node string, have []inventory.Generation, list []wire.Generation) [
 			clear(known) // recording it forgets all others
 		}
 		out = append(out, inventory.Generation{Node: node, Number: g.Number, Ref: g.Ref, Image: g.Image.String(), Overlay: g.Overlay.String(),
-			Within: g.Within, Mode: g.Mode, Kind: g.Kind, By: g.By, Time: time.Unix(g.Time, 0)})
+			Within: g.Within, Mode: g.Mode, Kind: g.Kind, By: g.By, Reason: g.Reason, Time: time.Unix(g.Time, 0)})
 	}
 	return out
 }

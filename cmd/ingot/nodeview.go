@@ -59,6 +59,7 @@ type generationView struct {
 	Within  string    `json:"path,omitempty"` // the part that was pushed
 	Mode    string    `json:"mode"`
 	By      string    `json:"by"`
+	Reason  string    `json:"reason,omitempty"` // of a revert
 	Time    time.Time `json:"time"`
 }
 
@@ -81,7 +82,7 @@ func viewNode(ctx context.Context, w *world, n *site.Node, installs map[string]i
 		return v, err
 	}
 	for _, g := range generations {
-		v.Generations = append(v.Generations, generationView{g.Number, g.Kind, g.Ref, g.Image, g.Overlay, absolute(g.Within), g.Mode, g.By, g.Time})
+		v.Generations = append(v.Generations, generationView{g.Number, g.Kind, g.Ref, g.Image, g.Overlay, absolute(g.Within), g.Mode, g.By, g.Reason, g.Time})
 		if v.Generation, v.Since = g.Number, &g.Time; g.Within == "" || v.Image == "" {
 			v.Image = partOf(g.Ref, g.Within)
 		}
@@ -284,9 +285,9 @@ func (p *program) printNode(v nodeView, classes string) error {
 	if len(v.Generations) == 0 {
 		return nil
 	}
-	gens := [][]string{{"GENERATION", "KIND", "IMAGE", "DIGEST", "WHEN", "BY"}}
+	gens := [][]string{{"GENERATION", "KIND", "IMAGE", "DIGEST", "WHEN", "BY", "NOTE"}}
 	for _, g := range v.Generations {
-		gens = append(gens, []string{fmt.Sprint(g.Number), g.Kind, partOf(g.Image, g.Within), fmt.Sprintf("%.12s", g.Digest), g.Time.Local().Format(time.DateTime), g.By})
+		gens = append(gens, []string{fmt.Sprint(g.Number), g.Kind, partOf(g.Image, g.Within), fmt.Sprintf("%.12s", g.Digest), g.Time.Local().Format(time.DateTime), g.By, g.Reason})
 	}
 	fmt.Fprintln(p.Stdout)
 	return p.table(gens)

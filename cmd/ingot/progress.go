@@ -79,6 +79,7 @@ type bar struct {
 	mu   sync.Mutex
 	line *mpb.Bar
 	task string
+	told bool // the node was told to switch
 	last time.Time
 }
 
@@ -93,6 +94,7 @@ func (p *program) bar() *bar { return &bar{screen: p.screen(), alone: true} }
 func (b *bar) show(w wire.Progress) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.told = b.told || w.Task == "switch"
 	if b.screen.group == nil {
 		if w.Task != b.task || time.Since(b.last) > 5*time.Second {
 			b.task, b.last = w.Task, time.Now()
@@ -131,11 +133,11 @@ func plainProgress(w wire.Progress) string {
 	return w.Task
 }
 
-// at reports whether a task is the present one.
-func (b *bar) at(task string) bool {
+// switching reports whether the node was told to switch: from then on it may have.
+func (b *bar) switching() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.task == task
+	return b.told
 }
 
 func (b *bar) stop() {

@@ -35,6 +35,11 @@ func (p *program) pushCommand() *cli.Command {
   further ones are begun; each is reported: done, unchanged, failed, not tried. After Ctrl-C no node
   begins its switch, and one that has begun finishes it.
 
+  After its switch a node waits for a confirmation (--confirm): we come back to it over a new
+  connection. Where we cannot, since the release broke sshd or the network, the node goes back by
+  itself when the time is up. It also goes back when it is booted within that time. Why is recorded:
+  ` + "`ingot deployment show`" + ` tells it for each node.
+
   With --path only that path of the image, and what is in it, is compared and changed.
 
   With --dir a directory of this machine (a chroot, a mounted disk) becomes exactly IMAGE: no overlay,
@@ -48,6 +53,7 @@ func (p *program) pushCommand() *cli.Command {
 		flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "path", Usage: "only `PATH` of the image, such as /srv/www"},
 			&cli.BoolFlag{Name: "force", Usage: "with --dir: also where DIR holds what ingot did not put there"},
+			confirmFlag(defaultConfirm),
 		}, conflictFlags()...), run: p.push}.command()
 }
 
@@ -58,7 +64,7 @@ func (p *program) rollbackCommand() *cli.Command {
   generation of its own, so it can be rolled back too. On the node's console, with no server at all,
   ` + "`/.ingot/agent rollback`" + ` does the same. With --dir it is a directory that ` + "`ingot push --dir`" + ` has written.`,
 		examples: []string{"ingot rollback n1", "ingot rollback @web", "ingot rollback n1 --to 3", "ingot rollback n1 --dry-run", "ingot rollback --dir /mnt"},
-		flags:    append([]cli.Flag{&cli.IntFlag{Name: "to", Usage: "the generation `N`", DefaultText: "the one before"}}, conflictFlags()...), run: p.rollback}.command()
+		flags:    append([]cli.Flag{&cli.IntFlag{Name: "to", Usage: "the generation `N`", DefaultText: "the one before"}, confirmFlag(0)}, conflictFlags()...), run: p.rollback}.command()
 }
 
 func (p *program) push(c *cli.Context) error {
@@ -95,24 +101,23 @@ func (p *program) push(c *cli.Context) error {
 			return err
 		}
 	}
-	return p.eachNode(c, w, c.Args().Get(1), image.arch, func(ctx context.Context, n *site.Node, s *agentSession, bar *bar, out *outcome) error {
+	fleet := fleet{kind: "push", ref: image.ref, image: image.id.String(), arch: image.arch}
+	return p.eachNode(c, w, c.Args().Get(1), fleet, func(ctx context.Context, n *site.Node, s *agentSession, bar *bar, out *outcome) error {
 		t, err := image.target(ctx, w, n)
 		if err != nil {
 			return err
 		}
-		req := wire.Request{Dir: "/", By: operator(), Ref: t.ref, Image: t.image, Overlay: t.overlay, NodeOwned: t.nodeOwned, Within: within}
+		req := wire.Request{Dir: "/", By: operator(), Ref: t.ref, Image: t.image, Overlay: t.overlay, NodeOwned: t.nodeOwned, Derived: t.derived, Within: within}
 		p.policy(c, &req)
+		t.after.ask(&req)
 		if !req.DryRun && within == "" { // who gets a part may not ask for the rest
 			if err := w.give(ctx, n.Name, t.image); err != nil {
 				return err
 			}
 		}
 		out.Plan, out.Done, err = imager.Push(ctx, s.conn, req, t.Target, p.talk(ctx, c, w, n, bar))
-		if err != nil || req.DryRun || out.Done.Unchanged {
-			return err
-		}
-		return w.state.AddGeneration(context.WithoutCancel(ctx), inventory.Generation{Node: n.Name, Number: out.Done.Generation.Number, Ref: req.Ref, Image: t.image.String(),
-			Overlay: req.Overlay.String(), Within: within, Mode: "live", Kind: "push", By: req.By})
+		return p.switched(ctx, w, n, bar, out, req, t.after, err, inventory.Generation{Ref: req.Ref, Image: t.image.String(),
+			Overlay: req.Overlay.String(), Within: within, Mode: "live", Kind: "push"})
 	})
 }
 
@@ -131,22 +136,24 @@ func (p *program) rollback(c *cli.Context) error {
 		return err
 	}
 	defer w.Close()
-	return p.eachNode(c, w, c.Args().First(), "", func(ctx context.Context, n *site.Node, s *agentSession, bar *bar, out *outcome) error {
+	return p.eachNode(c, w, c.Args().First(), fleet{kind: "rollback"}, func(ctx context.Context, n *site.Node, s *agentSession, bar *bar, out *outcome) error {
 		req := wire.Request{Dir: "/", By: operator(), To: c.Int("to")}
 		p.policy(c, &req)
-		var err error
-		out.Plan, out.Done, err = imager.Rollback(ctx, s.conn, req, &lostSource{w: w, node: n}, p.talk(ctx, c, w, n, bar))
-		if err != nil || req.DryRun || out.Done.Unchanged {
+		r, err := resolveProfile(w.Site, n)
+		if err != nil {
 			return err
 		}
+		after := afterOf(ctx, w, n, &r.Profile)
+		after.ask(&req)
+		out.Plan, out.Done, err = imager.Rollback(ctx, s.conn, req, &lostSource{w: w, node: n}, p.talk(ctx, c, w, n, bar))
 		g := out.Done.Generation
-		return w.state.AddGeneration(context.WithoutCancel(ctx), inventory.Generation{Node: n.Name, Number: g.Number, Ref: g.Ref, Image: g.Image.String(),
-			Overlay: g.Overlay.String(), Within: g.Within, Mode: g.Mode, Kind: "rollback", By: req.By})
+		return p.switched(ctx, w, n, bar, out, req, after, err, inventory.Generation{Ref: g.Ref, Image: g.Image.String(),
+			Overlay: g.Overlay.String(), Within: g.Within, Mode: g.Mode, Kind: "rollback"})
 	})
 }
 
 func (p *program) policy(c *cli.Context, req *wire.Request) {
-	req.DryRun, req.Keep, req.Take = c.Bool("dry-run"), c.StringSlice("keep"), c.StringSlice("take")
+	req.DryRun, req.Keep, req.Take, req.Confirm = c.Bool("dry-run"), c.StringSlice("keep"), c.StringSlice("take"), c.Duration("confirm")
 }
 
 func (p *program) talk(ctx context.Context, c *cli.Context, w *world, n *site.Node, bar *bar) imager.Talk {

@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"ingot/imager/wire"
+	"ingot/inventory"
 	"ingot/site"
 )
 
@@ -26,10 +27,12 @@ func parallelFlag() cli.Flag {
 const (
 	stateDone        = "done"
 	stateUnchanged   = "unchanged"
-	statePlanned     = "planned" // --dry-run
+	statePlanned     = "planned"  // --dry-run
+	stateReverted    = "reverted" // by the node itself, or since it could not be confirmed
 	stateFailed      = "failed"
 	stateInterrupted = "interrupted"
 	stateNotTried    = "not tried"
+	stateRunning     = "running" // in the record
 )
 
 // outcome is how one node fared, for the answer.
@@ -49,14 +52,22 @@ type outcome struct {
 	err error
 }
 
+// fleet is what is done to several nodes, for the record.
+type fleet struct {
+	kind  string // push, rollback
+	ref   string // the image as the operator named it
+	image string // its digest
+	arch  string // of its programs; "" is any
+}
+
 type nodeAction func(ctx context.Context, n *site.Node, s *agentSession, bar *bar, out *outcome) error
 
 // eachNode does one thing on each node of a NODES expression, several at once,
 // and tells the truth about each. After the first failure no further nodes are
 // begun: a release that fails on one node is not spread. A dry run spreads
-// nothing, and goes on. Nodes of another architecture than arch are refused;
-// "" is any.
-func (p *program) eachNode(c *cli.Context, w *world, expr, arch string, fn nodeAction) error {
+// nothing, goes on, and is not recorded as a deployment. Nodes of another
+// architecture are refused.
+func (p *program) eachNode(c *cli.Context, w *world, expr string, f fleet, fn nodeAction) error {
 	parallel := c.Int("parallel")
 	if parallel < 1 {
 		return usagef("--parallel: want 1 or more, got %d", parallel)
@@ -68,6 +79,10 @@ func (p *program) eachNode(c *cli.Context, w *world, expr, arch string, fn nodeA
 	if _, err := w.siteKey(); err != nil { // made at first use, once
 		return err
 	}
+	record, err := p.begin(c, w, f, nodes)
+	if err != nil {
+		return err
+	}
 	screen := p.screen()
 	defer screen.end()
 	results := make([]outcome, len(nodes))
@@ -75,20 +90,26 @@ func (p *program) eachNode(c *cli.Context, w *world, expr, arch string, fn nodeA
 		results[i] = outcome{Node: n.Name, State: stateNotTried}
 	}
 	inPool(c.Context, len(nodes), parallel, func(i int) (goOn bool) {
-		results[i] = p.oneNode(c.Context, w, nodes[i], screen.bar(nodes[i].Name+": ", i), arch, fn)
+		record.started(nodes[i].Name)
+		results[i] = p.oneNode(c.Context, w, nodes[i], screen.bar(nodes[i].Name+": ", i), f.arch, fn)
 		if results[i].State == stateDone && c.Bool("dry-run") {
 			results[i].State = statePlanned
 		}
+		record.ended(results[i])
 		p.report(c, screen, results[i], len(nodes) == 1)
 		return results[i].err == nil || c.Bool("dry-run")
 	})
 	screen.end()
+	recorded := record.end(results)
 	if c.Bool("json") {
 		if err := p.printJSON(results); err != nil {
 			return err
 		}
 	}
-	return p.ending(c.Context, results)
+	if err := p.ending(c.Context, results); err != nil {
+		return err
+	}
+	return recorded
 }
 
 // inPool runs fn for 0 to n-1, begun in order, at most parallel at once. Once
@@ -127,7 +148,7 @@ func (p *program) ending(ctx context.Context, results []outcome) error {
 	var failed []string
 	for _, r := range results {
 		n[r.State]++
-		if r.err != nil && r.State == stateFailed {
+		if r.err != nil && (r.State == stateFailed || r.State == stateReverted) {
 			failed = append(failed, r.Node)
 		}
 	}
@@ -149,7 +170,7 @@ func (p *program) ending(ctx context.Context, results []outcome) error {
 // tally counts the states, best first.
 func tally(n map[string]int) string {
 	var out []string
-	for _, s := range []string{stateDone, stateUnchanged, statePlanned, stateInterrupted, stateFailed, stateNotTried} {
+	for _, s := range []string{stateDone, stateUnchanged, statePlanned, stateInterrupted, stateReverted, stateFailed, stateNotTried, stateRunning, inventory.NodeWaiting} {
 		if n[s] > 0 {
 			out = append(out, fmt.Sprintf("%d %s", n[s], s))
 		}
@@ -177,7 +198,7 @@ func (p *program) oneNode(ctx context.Context, w *world, n *site.Node, bar *bar,
 	start := time.Now()
 	out = outcome{Node: n.Name, State: stateDone}
 	err := p.onNode(ctx, w, n, bar, &out, arch, fn)
-	told := bar.at("switch")
+	told := bar.switching()
 	bar.end()
 	out.end(err, ctx.Err(), told)
 	out.Seconds = time.Since(start).Seconds()
@@ -194,6 +215,8 @@ func (out *outcome) end(err, gaveUp error, told bool) {
 	case err == nil:
 	case gaveUp != nil && !told:
 		out.State, out.Error, out.err = stateInterrupted, "interrupted before its switch: nothing was changed", ofNode(out.Node, gaveUp)
+	case errors.As(err, new(*revertedError)):
+		out.State, out.Error, out.err = stateReverted, err.Error(), ofNode(out.Node, err)
 	case errors.Is(err, errSilent):
 		out.State, out.Error, out.err = stateInterrupted, err.Error(), ofNode(out.Node, err)
 	default:
@@ -224,7 +247,7 @@ func (p *program) onNode(ctx context.Context, w *world, n *site.Node, bar *bar, 
 	defer context.AfterFunc(ctx, func() {
 		s.hangUp()
 		time.AfterFunc(lastWords, func() {
-			if !bar.at("switch") {
+			if !bar.switching() {
 				giveUp()
 			}
 		})

@@ -9,7 +9,9 @@ import (
 	"ingot/imager/store"
 	"ingot/imager/wire"
 	"ingot/internal/digest"
+	"ingot/internal/entry"
 	"ingot/internal/manifest"
+	"ingot/internal/pattern"
 	"ingot/site"
 )
 
@@ -119,6 +121,8 @@ type target struct {
 	image     digest.ID
 	overlay   digest.ID
 	nodeOwned []string
+	derived   []string // patterns: what the first push of a node leaves
+	after     *aftercare
 }
 
 // target renders what a node is to become: the image, the node's overlay over
@@ -132,7 +136,7 @@ func (i *release) target(ctx context.Context, w *world, n *site.Node) (*target, 
 	if err != nil {
 		return nil, err
 	}
-	t := &target{ref: i.ref, image: i.id, overlay: over.Manifest.ID(), nodeOwned: r.Profile.NodeOwned}
+	t := &target{ref: i.ref, image: i.id, overlay: over.Manifest.ID(), nodeOwned: r.Profile.NodeOwned, derived: derived(over.Manifest), after: afterOf(ctx, w, n, &r.Profile)}
 	t.Source = imager.Layered{Data: over.Data, Below: w.images}
 	t.Manifest = sync.OnceValues(func() (*manifest.Manifest, error) {
 		m, err := i.load()
@@ -154,6 +158,19 @@ func (i *release) target(ctx context.Context, w *world, n *site.Node) (*target, 
 	}
 	t.Base = func(made wire.Made) *manifest.Manifest { return i.base(ctx, made, t.overlay, over.Manifest) }
 	return t, nil
+}
+
+// derived are the patterns of what was made for the machine that a node is,
+// but for what its overlay has.
+func derived(overlay *manifest.Manifest) []string {
+	list := pattern.Derived()
+	out := list.Strings()
+	for i := range overlay.Entries {
+		if e := &overlay.Entries[i]; e.Type != entry.Dir && list.Match(e.Path) {
+			out = append(out, "!"+pattern.Quote(e.Path))
+		}
+	}
+	return out
 }
 
 // base lays an overlay that a node got over the image that it got, when both

@@ -3,8 +3,11 @@ package wire
 import (
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"ingot/internal/digest"
+	"ingot/internal/health"
+	"ingot/internal/units"
 )
 
 // Verb is what a request asks for.
@@ -16,6 +19,7 @@ type Verb string
 const (
 	VerbPush     Verb = "push"     // the target's manifest follows only where the agent does not have it
 	VerbRollback Verb = "rollback" // needs no bytes from us, unless undo copies are damaged
+	VerbConfirm  Verb = "confirm"  // a generation on trial counts, or goes back
 	VerbCapture  Verb = "capture"  // chunks and then the manifest come back
 )
 
@@ -27,6 +31,10 @@ type Request struct {
 
 	DryRun bool `json:"dry_run,omitempty"`
 
+	// push and rollback: how long the node waits to be told, over another
+	// connection, that it may stay as it is; 0: it need not be told.
+	Confirm time.Duration `json:"confirm,omitempty"`
+
 	// push
 	Ref       string    `json:"ref,omitempty"`     // the image as the operator named it
 	Image     digest.ID `json:"image,omitzero"`    // of its manifest
@@ -35,11 +43,19 @@ type Request struct {
 	Arch      string    `json:"arch,omitempty"`    // what the image's programs run on, as Go calls it; "" for anything
 	Within    string    `json:"within,omitempty"`  // the path that alone is changed, with what is in it; "" for all
 	NodeOwned []string  `json:"node_owned,omitempty"`
-	Keep      []string  `json:"keep,omitempty"` // local changes that stay
-	Take      []string  `json:"take,omitempty"` // local changes that the image replaces
+	Derived   []string  `json:"derived,omitempty"` // the first push of a node leaves what was made for its machine
+	Keep      []string  `json:"keep,omitempty"`    // local changes that stay
+	Take      []string  `json:"take,omitempty"`    // local changes that the image replaces
 
-	// rollback
-	To int `json:"to,omitempty"` // generation; 0: the one before
+	// push and rollback: what is done and looked at after the switch
+	Checks []health.Check `json:"checks,omitempty"` // a push that fails one goes back
+	Units  units.Policy   `json:"units"`
+
+	// rollback: the generation to go to, 0 is the one before; confirm: the one on trial
+	To int `json:"to,omitempty"`
+
+	// confirm
+	Reason string `json:"reason,omitempty"` // why it has to go back; "": it stays
 
 	// capture
 	Exclude      []string `json:"exclude,omitempty"`
@@ -158,6 +174,12 @@ type Done struct {
 	Notes      []string   `json:"notes,omitempty"`
 	// Reused bytes were staged by a push that was interrupted.
 	Reused int64 `json:"reused_bytes,omitempty"`
+	// Trial says that the node goes back unless it is told in time to stay.
+	Trial bool `json:"trial,omitempty"`
+	// Reverted says why the node has gone back; Generation is what it is then.
+	Reverted string `json:"reverted,omitempty"`
+	// Health is what was looked at after the switch, a line each.
+	Health []string `json:"health,omitempty"`
 	// SwitchSeconds is how long the node was between two generations.
 	SwitchSeconds float64 `json:"switch_seconds"`
 }
@@ -165,7 +187,7 @@ type Done struct {
 // Generation is one state that the node was brought to.
 type Generation struct {
 	Number  int       `json:"number"`
-	Kind    string    `json:"kind"` // install push rollback
+	Kind    string    `json:"kind"` // install push rollback revert
 	Ref     string    `json:"ref"`
 	Image   digest.ID `json:"image"`
 	Overlay digest.ID `json:"overlay,omitzero"`
@@ -175,6 +197,8 @@ type Generation struct {
 	Time    int64     `json:"time"` // Unix seconds
 	Current bool      `json:"current,omitempty"`
 	Pinned  bool      `json:"pinned,omitempty"`
+	Trial   int64     `json:"trial,omitempty"`  // it goes back at this time unless it is confirmed; Unix seconds
+	Reason  string    `json:"reason,omitempty"` // of a revert
 }
 
 // Captured is the ending of a capture; the manifest follows as a blob.
@@ -204,12 +228,14 @@ func (p *Plan) Clean() {
 // Clean is Plan.Clean for the ending.
 func (d *Done) Clean() {
 	printable(d.Notes)
+	printable(d.Health)
+	d.Reverted = Printable(d.Reverted)
 	d.Generation.Clean()
 }
 
 // Clean is Plan.Clean for a generation.
 func (g *Generation) Clean() {
-	for _, s := range []*string{&g.Kind, &g.Ref, &g.Within, &g.Mode, &g.By} {
+	for _, s := range []*string{&g.Kind, &g.Ref, &g.Within, &g.Mode, &g.By, &g.Reason} {
 		*s = Printable(*s)
 	}
 }

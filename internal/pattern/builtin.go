@@ -12,6 +12,20 @@ func NodeOwned() List {
 	)
 }
 
+// Derived is what an installation makes for the machine that it is on: where
+// its file systems are, how it boots, its network. The first push of a machine
+// that ingot did not install finds such files there, and an image has those of
+// another machine.
+func Derived() List {
+	return must(
+		"/etc/fstab", "/etc/crypttab", "/etc/mdadm/mdadm.conf", "/etc/mdadm.conf", "/etc/lvm/backup/**", "/etc/lvm/archive/**", "/etc/lvm/devices/**",
+		"/etc/initramfs-tools/conf.d/resume", "/etc/zfs/zpool.cache", "/etc/multipath/**",
+		"/etc/default/grub", "/etc/default/grub.d/**", "/etc/kernel/cmdline", "/boot/grub/**", "/boot/grub2/**", "/boot/loader/**", "/boot/efi/**",
+		"/etc/hosts", "/etc/resolv.conf", "/etc/network/interfaces", "/etc/network/interfaces.d/**", "/etc/netplan/**", "/etc/systemd/network/**",
+		"/etc/NetworkManager/system-connections/**", "/etc/sysconfig/network-scripts/ifcfg-*", "/etc/sysconfig/network", "/etc/udev/rules.d/70-persistent-net.rules",
+	)
+}
+
 // Kept is what is never ours to compare or delete, in a tree that is all the
 // image's: ingot's own state, and what the file system put there.
 func Kept() List { return must("/.ingot", "/lost+found") }

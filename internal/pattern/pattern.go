@@ -142,6 +142,12 @@ func (l List) Strings() []string {
 	return out
 }
 
+// Quote returns the pattern that matches a path relative to the top, and when
+// it is a directory what is in it, whatever characters are in its name.
+func Quote(path string) string {
+	return "/" + strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`).Replace(path)
+}
+
 // Empty reports whether the list has no patterns.
 func (l List) Empty() bool { return len(l.pats) == 0 }
 

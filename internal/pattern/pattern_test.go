@@ -88,6 +88,15 @@ func TestCovers(t *testing.T) {
 	}
 }
 
+func TestQuote(t *testing.T) {
+	for _, path := range []string{"etc/hosts", "a*b", `back\slash`, "[x]", "what?", "**", "!x", "sp ace\nline"} {
+		l, err := Parse([]string{Quote(path)})
+		if err != nil || !l.Match(path) || l.Match("etc/axb") || l.Match("x") {
+			t.Errorf("%q: %v", path, err)
+		}
+	}
+}
+
 func TestBuiltin(t *testing.T) {
 	tests := []struct {
 		list List

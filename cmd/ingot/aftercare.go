@@ -1,0 +1,61 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"ingot/classes"
+	"ingot/imager/wire"
+	"ingot/internal/health"
+	"ingot/internal/units"
+	"ingot/site"
+)
+
+// unwell says that a node which stays as it is does not hold what its profile asks for.
+func (p *program) unwell(n *site.Node, lines []string) error {
+	var bad []string
+	for _, line := range lines {
+		if why, failed := strings.CutPrefix(line, "failed"); failed {
+			bad = append(bad, strings.TrimSpace(why))
+		}
+	}
+	if len(bad) == 0 {
+		return nil
+	}
+	return fmt.Errorf("it stays as it is, but %s", strings.Join(bad, "; "))
+}
+
+// aftercare is what a profile asks for after a switch.
+type aftercare struct {
+	node, control []health.Check // on the node, and from here
+	units         units.Policy
+}
+
+func afterOf(ctx context.Context, w *world, n *site.Node, profile *classes.Profile) *aftercare {
+	host, err := address(ctx, w.Site, w.state, n)
+	if err != nil {
+		host = n.Name // as it is dialled
+	}
+	a := &aftercare{units: units.Policy{Restart: profile.Restart, Except: profile.RestartExcept}}
+	a.node, a.control = health.Split(profile.Check, host)
+	return a
+}
+
+func (a *aftercare) ask(req *wire.Request) { req.Checks, req.Units = a.node, a.units }
+
+// controller runs the checks that are run from here; why is "" when all hold.
+func (a *aftercare) controller(ctx context.Context) (why string, said []string) {
+	if len(a.control) == 0 {
+		return "", nil
+	}
+	results := (&health.Runner{}).Run(ctx, a.control)
+	for _, r := range results {
+		said = append(said, "from here: "+r.String())
+	}
+	var bad []string
+	for _, r := range health.Failed(results) {
+		bad = append(bad, fmt.Sprintf("check %s from the controller: %s", r.Check, r.Why))
+	}
+	return strings.Join(bad, "; "), said
+}

@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"ingot/imager"
+	"ingot/imager/wire"
+	"ingot/internal/health"
+	"ingot/inventory"
+	"ingot/site"
+)
+
+// defaultConfirm is how long a node waits for its confirmation: long enough
+// for services to start and for a network that is set up anew.
+const defaultConfirm = 2 * time.Minute
+
+// How a controller comes back to a node: how often it tries, and how much
+// longer than the node waits, to hear what became of it.
+const (
+	confirmRetry = 500 * time.Millisecond
+	confirmAfter = 90 * time.Second
+)
+
+func confirmFlag(usual time.Duration) cli.Flag {
+	return &cli.DurationFlag{Name: "confirm", Value: usual,
+		Usage: "a node goes back by itself unless it is reached over a new connection within `TIME` of its switch; 0: it stays"}
+}
+
+// trial is a generation of a node that waits for its confirmation.
+type trial struct {
+	node   *site.Node
+	number int
+	window time.Duration
+	begun  time.Time
+}
+
+// switched is what follows when a node was asked to switch, which ended with
+// err: the generation is recorded, and confirmed where the node waits for that.
+func (p *program) switched(ctx context.Context, w *world, n *site.Node, bar *bar, out *outcome, req wire.Request, after *aftercare, err error, made inventory.Generation) error {
+	begun := time.Now()
+	lost := err != nil && req.Confirm > 0 && bar.switching() && !errors.As(err, new(*wire.Error))
+	switch {
+	case err != nil && !lost || req.DryRun:
+		return err
+	case lost: // it may have switched, or not: it is asked
+		out.Done.Generation.Number, out.Done.Trial = max(out.Plan.From, 1)+1, true
+		p.say("%s: the connection broke in the switch: %v", n.Name, err)
+	case !out.Done.Unchanged:
+		made.Node, made.Number, made.By = n.Name, out.Done.Generation.Number, req.By
+		if err := w.state.AddGeneration(context.WithoutCancel(ctx), made); err != nil {
+			return err
+		}
+	}
+	switch {
+	case out.Done.Reverted != "":
+		return &revertedError{reason: out.Done.Reverted, now: out.Done.Generation.Number}
+	case !out.Done.Trial:
+		return p.unwell(n, out.Done.Health)
+	}
+	alive, giveUp := context.WithCancel(context.WithoutCancel(ctx)) // what has switched is not left half way
+	defer giveUp()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(switchWait, giveUp) })()
+	window := req.Confirm + health.Budget(req.Checks)
+	why, said := after.controller(alive)
+	done, err := p.confirm(alive, w, trial{n, out.Done.Generation.Number, window, begun}, why, bar)
+	out.Done.Health = append(orNone(done.Health, out.Done.Health), said...)
+	if err == nil {
+		out.Done.Generation, out.Done.Trial = done.Generation, false
+	}
+	return err
+}
+
+// orNone is a, or b where there is nothing in a.
+func orNone(a, b []string) []string {
+	if len(a) > 0 {
+		return a
+	}
+	return b
+}
+
+// notTrial reports whether a node says that there is nothing to confirm.
+func notTrial(err error) bool {
+	var peer *wire.Error
+	return errors.As(err, &peer) && peer.Kind == "notrial"
+}
+
+// busyPeer reports whether a node says that it is at work.
+func busyPeer(err error) bool {
+	var peer *wire.Error
+	return errors.As(err, &peer) && peer.Kind == "busy"
+}
+
+// confirm comes back to a node over a new connection and tells it to stay as
+// it is, or for a reason to go back. Where the node cannot be reached, or has
+// gone back itself, the error is a *revertedError as soon as the node can tell.
+func (p *program) confirm(ctx context.Context, w *world, t trial, reason string, bar *bar) (done wire.Done, err error) {
+	bar.show(wire.Progress{Task: "confirm"})
+	deadline := t.begun.Add(t.window)
+	req := wire.Request{Dir: "/", By: operator(), To: t.number, Reason: reason}
+	for {
+		var kept []wire.Generation
+		done, kept, err = p.confirmOnce(ctx, w, t.node, req)
+		switch {
+		case err == nil && done.Reverted != "":
+			return done, &revertedError{reason: done.Reverted, now: done.Generation.Number}
+		case err == nil:
+			return done, nil
+		case notTrial(err):
+			return done, whatBecame(kept, t, err)
+		case ctx.Err() != nil:
+			return done, err
+		case time.Now().After(deadline.Add(confirmAfter)):
+			return done, fmt.Errorf("it could not be reached after its switch to generation %d, and goes back by itself unless it is confirmed: %w", t.number, err)
+		}
+		bar.show(wire.Progress{Task: waiting(err, deadline)})
+		select {
+		case <-time.After(confirmRetry):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func waiting(err error, deadline time.Time) string {
+	switch {
+	case busyPeer(err):
+		return "confirm: its checks run"
+	case time.Now().Before(deadline):
+		return "confirm: cannot reach it, until " + deadline.Format(time.TimeOnly)
+	}
+	return "not reached in time: it goes back by itself"
+}
+
+// confirmOnce connects anew and says what is to be said. kept is what the node
+// keeps, where it said so.
+func (p *program) confirmOnce(ctx context.Context, w *world, n *site.Node, req wire.Request) (done wire.Done, kept []wire.Generation, err error) {
+	ctx, cancel := context.WithTimeout(ctx, greetWait)
+	defer cancel()
+	s, err := p.dialAgent(ctx, w, "root", n.Name, "")
+	if err != nil {
+		return done, nil, err
+	}
+	defer s.Close()
+	done, err = imager.Confirm(ctx, s.conn, req, imager.Talk{Kept: func(list []wire.Generation) error {
+		kept = list
+		return w.learn(ctx, n.Name, list)
+	}})
+	return done, kept, s.explain(err)
+}
+
+// whatBecame explains a generation that waits for nothing, by what the node keeps.
+func whatBecame(kept []wire.Generation, t trial, err error) error {
+	if len(kept) == 0 {
+		return err
+	}
+	now := kept[len(kept)-1]
+	switch {
+	case now.Number > t.number && now.Kind == "revert":
+		return &revertedError{reason: now.Reason, now: now.Number}
+	case now.Number < t.number:
+		return fmt.Errorf("the connection broke before its switch: it is still generation %d", now.Number)
+	case now.Number > t.number:
+		return fmt.Errorf("somebody else made generation %d of it meanwhile: %s of %s", now.Number, now.Kind, now.Ref)
+	}
+	return err
+}
+
+// revertedError says that a node has gone back to the generation before.
+type revertedError struct {
+	reason string
+	now    int // generation
+}
+
+func (e *revertedError) Error() string {
+	return fmt.Sprintf("reverted, as generation %d: %s", e.now, e.reason)
+}
