@@ -256,12 +256,9 @@ func (b *bench) node(name string) node {
 // ssh logs in as the operator, with the host key that the server keeps and no other.
 func (b *bench) ssh(name, script string) string {
 	b.t.Helper()
-	known := filepath.Join(b.site, "known."+name)
-	b.must(os.WriteFile(known, []byte(b.run("node", "keys", name)), 0o600))
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	c := exec.CommandContext(ctx, "ssh", "-i", filepath.Join(b.site, "operator"), "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=yes",
-		"-o", "UserKnownHostsFile="+known, "-o", "HostKeyAlias="+name, "-o", "ConnectTimeout=10", "root@"+b.node(name).Address, "--", script)
+	c := exec.CommandContext(ctx, "ssh", append(b.sshOptions(name), "root@"+b.node(name).Address, "--", script)...)
 	var errOut bytes.Buffer
 	c.Stderr = &errOut
 	out, err := c.Output()
@@ -269,6 +266,22 @@ func (b *bench) ssh(name, script string) string {
 		b.t.Fatalf("ssh %s %q: %v: %s", name, script, err, errOut.String())
 	}
 	return strings.TrimSpace(string(out))
+}
+
+// sshOptions are those of an operator who knows the host key and no other.
+func (b *bench) sshOptions(name string) []string {
+	b.t.Helper()
+	known := filepath.Join(b.site, "known."+name)
+	b.must(os.WriteFile(known, []byte(b.run("node", "keys", name)), 0o600))
+	return []string{"-i", filepath.Join(b.site, "operator"), "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=yes",
+		"-o", "UserKnownHostsFile=" + known, "-o", "HostKeyAlias=" + name, "-o", "ConnectTimeout=10"}
+}
+
+// upload copies a file to a node.
+func (b *bench) upload(name, file, dir string) {
+	b.t.Helper()
+	args := append([]string{"scp", "-q"}, b.sshOptions(name)...)
+	b.command(append(args, file, "root@"+b.node(name).Address+":"+dir)...)
 }
 
 // explain shows what a failed test needs to be understood.

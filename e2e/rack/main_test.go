@@ -15,7 +15,7 @@ import (
 
 // image is the golden image of all tests, built once by TestMain and kept in
 // the user's cache. The tag says what is in it.
-const image = "debian:rack-1"
+const image = "debian:rack-2"
 
 // skipEnv tells the run inside the namespaces why there is no rack.
 const skipEnv = "INGOT_RACK_SKIP"
@@ -98,15 +98,46 @@ func prepare(ctx context.Context) error {
 			return fmt.Errorf("ingot init: %w: %s", err, out)
 		}
 	}
+	if err := fetchDebs(ctx); err != nil {
+		return err
+	}
 	if exec.CommandContext(ctx, binary(), "image", "show", image, "--site", site).Run() == nil {
 		return nil
 	}
 	start := time.Now()
-	out, err := exec.CommandContext(ctx, binary(), "image", "build", image, "--debian", "bookworm", "--include", "busybox,rsync",
+	out, err := exec.CommandContext(ctx, binary(), "image", "build", image, "--debian", "bookworm", "--include", "busybox,rsync,btrfs-progs,procps",
 		"--hook", `rm -rf "$1"/usr/share/doc "$1"/usr/share/man "$1"/usr/share/locale "$1"/usr/share/info`, "--site", site).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("ingot image build: %w: %s", err, out)
 	}
 	fmt.Fprintf(os.Stderr, "rack: built the golden image in %s\n", time.Since(start).Round(time.Second))
 	return nil
+}
+
+// debDir keeps the packages that a test has apt install on a node, which has
+// no mirror in reach: two without dependencies, of many files.
+func debDir() string { return filepath.Join(filepath.Dir(goldenSite()), "debs") }
+
+func fetchDebs(ctx context.Context) error {
+	if found, err := filepath.Glob(filepath.Join(debDir(), "*.deb")); err != nil || len(found) == 2 {
+		return err
+	}
+	if err := os.MkdirAll(debDir(), 0o755); err != nil {
+		return err
+	}
+	c := exec.CommandContext(ctx, "apt-get", "-q", "download", "manpages", "manpages-dev")
+	c.Dir = debDir()
+	if out, err := c.CombinedOutput(); err != nil {
+		return fmt.Errorf("download packages: %w: %s", err, out)
+	}
+	return nil
+}
+
+func debs(t *testing.T) []string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(debDir(), "*.deb"))
+	if err != nil || len(found) != 2 {
+		t.Fatalf("packages to install: %v, %v", found, err)
+	}
+	return found
 }
