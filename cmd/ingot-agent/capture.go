@@ -33,7 +33,11 @@ func capture(ctx context.Context, conn *wire.Conn, req wire.Request) (err error)
 	if err != nil {
 		return err
 	}
-	snap, err := snapshot.Take(ctx, req.Dir, req.Snapshot, req.SnapshotEnd)
+	how := req.Snapshot
+	if how == snapshot.Auto && len(node.volumes) > 0 {
+		how = snapshot.None // of the top alone it would lack the rest of the tree
+	}
+	snap, err := snapshot.Take(ctx, req.Dir, how, req.SnapshotEnd)
 	if err != nil {
 		return err
 	}
@@ -44,9 +48,11 @@ func capture(ctx context.Context, conn *wire.Conn, req wire.Request) (err error)
 		}
 	}
 	sink := wire.NewPusher(conn)
-	opts := tree.CaptureOptions{Sink: sink, Cache: node.cache(req.Dir, snap), OneFileSystem: !req.CrossMounts}
+	opts := tree.CaptureOptions{Sink: sink, Cache: node.cache(req.Dir, snap), OneFileSystem: !req.CrossMounts,
+		Cross: func(path string) bool { return !snap.Taken() && node.volumes[path] }}
 	selected.Apply(&opts)
-	out := opts.Exclude
+	out, within := opts.Exclude, opts.Within
+	opts.Within = func(path string) bool { return !node.homes[path] && within(path) }
 	opts.Exclude = func(path string, isDir bool) bool {
 		return out(path, isDir) || !isDir && node.own[path] || node.homes[path]
 	}
@@ -126,6 +132,7 @@ func settled(dir string) (int, error) {
 // knownTree is what ingot knows of a tree.
 type knownTree struct {
 	own       map[string]bool // paths that the installation made on top of image and overlay: this machine's fstab, its boot loader
+	volumes   map[string]bool // mount points of the file systems that its record is about
 	homes     map[string]bool // ingot's own directories on the file systems besides that of the top
 	image     digest.ID       // that it runs; none: not known
 	unchanged func(path string, st entry.Stat) (*entry.Entry, bool)
@@ -134,7 +141,7 @@ type knownTree struct {
 // installed returns what ingot knows of a tree that it installed. Of another
 // tree nothing is known.
 func installed(dir string) (k knownTree, err error) {
-	k.own, k.homes = map[string]bool{}, map[string]bool{}
+	k.own, k.homes, k.volumes = map[string]bool{}, map[string]bool{}, map[string]bool{}
 	n, err := rollback.Open(dir, nil)
 	if err != nil {
 		return k, err
@@ -151,7 +158,7 @@ func installed(dir string) (k knownTree, err error) {
 		return k, err
 	}
 	for _, v := range cur.Volumes {
-		k.homes[string(v.At)+"/.ingot"] = true
+		k.homes[string(v.At)+"/.ingot"], k.volumes[string(v.At)] = true, true
 	}
 	k.image = cur.ImageID
 	for _, path := range cur.Derived {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,7 +14,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ingot/imager"
+	"ingot/imager/snapshot"
 	"ingot/imager/wire"
+	"ingot/internal/digest"
 	"ingot/internal/entry"
 	"ingot/internal/steps"
 	"ingot/rollback"
@@ -259,5 +264,59 @@ func TestRecoveryWithoutTheDisk(t *testing.T) {
 	}
 	if err := leave(); err != nil || isMounted(top+"/srv") {
 		t.Errorf("something is still mounted: %v", err)
+	}
+}
+
+// taken is a store that takes everything.
+type taken struct{ chunks }
+
+func (s taken) Put(_ context.Context, id digest.ID, data []byte) error {
+	s.chunks[id] = bytes.Clone(data)
+	return nil
+}
+
+// A capture of a node takes the file systems that its record is about, but not
+// ingot's own directories there, nor what else is mounted; a part of a node's
+// tree would be taken away where it is pushed.
+func TestCaptureOfVolumes(t *testing.T) {
+	needLoops(t)
+	top := t.TempDir()
+	for _, at := range []string{"srv", "data"} {
+		dir := filepath.Join(top, at)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount(loop(t), dir, "ext4", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+		if err := os.RemoveAll(dir + "/lost+found"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(top+"/data/own", []byte("the node's"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	m, src := treeOf(map[string]string{"motd": "one", "srv/a": "two"})
+	for _, dir := range []string{"srv", "data"} {
+		m.Entries = append(m.Entries, entry.Entry{Path: dir, Type: entry.Dir, Mode: 0o755})
+	}
+	m.Sort()
+	if _, err := pushTo(t, top, wire.Request{Ref: "web:1"}, m, src, nil); err != nil {
+		t.Fatal(err)
+	}
+	var paths []string
+	session(t, func(c *wire.Conn) {
+		got, _, err := imager.Capture(t.Context(), c, wire.Request{Dir: top, Snapshot: snapshot.Auto}, taken{chunks{}}, nil)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		for _, e := range got.Entries {
+			paths = append(paths, e.Path)
+		}
+	})
+	if want := []string{".", "data", "motd", "srv", "srv/a"}; !slices.Equal(paths, want) {
+		t.Errorf("captured %q, want %q", paths, want)
 	}
 }
