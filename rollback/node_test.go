@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ingot/internal/manifest"
+	"ingot/internal/pattern"
 )
 
 // tiny makes a node with a few files, and a target made by change.
@@ -380,4 +381,51 @@ func TestSeveralBack(t *testing.T) {
 		w.back(n, to)
 		same(t, "back to "+strconv.Itoa(to), trees[to], snapshot(t, w.dir))
 	}
+}
+
+// The first push of a node that ingot did not install leaves what was made for
+// its machine, makes nothing of the kind that is of another, and remembers it.
+func TestFirstPushLeavesTheMachine(t *testing.T) {
+	w := newWorld(t, 77, 20, 10)
+	for _, d := range []string{"etc", "boot/grub"} {
+		ok(t, os.MkdirAll(filepath.Join(w.dir, d), 0o755))
+	}
+	write(t, w.dir+"/etc/fstab", "UUID=mine / ext4")
+	write(t, w.dir+"/boot/grub/grub.cfg", "root mine")
+	write(t, w.dir+"/etc/hosts", "127.0.0.1 mine")
+	target := func(version string) *manifest.Manifest {
+		dir := filepath.Join(scratch(t), version)
+		copyTree(t, w.new, dir)
+		ok(t, os.MkdirAll(dir+"/etc", 0o755))
+		for _, name := range []string{"etc/fstab", "etc/crypttab", "etc/hosts", "etc/motd"} {
+			write(t, filepath.Join(dir, name), version+" of another machine")
+		}
+		m := snapshot(t, dir)
+		for id, data := range chunked(t, dir, m, 3000).chunks {
+			w.src.chunks[id] = data
+		}
+		return m
+	}
+	derived := pattern.Derived().With(must(t, "!/etc/hosts")) // that is of the overlay
+	n := open(t, w.dir)
+	for _, version := range []string{"one", "two"} {
+		_, err := push(n, Target{Manifest: target(version), Derived: derived}, w.src)
+		ok(t, err)
+		for name, want := range map[string]string{"etc/fstab": "UUID=mine / ext4", "boot/grub/grub.cfg": "root mine",
+			"etc/hosts": version + " of another machine", "etc/motd": version + " of another machine"} {
+			if got := read(t, filepath.Join(w.dir, name)); got != want {
+				t.Errorf("%s: %q holds %q, want %q", version, name, got, want)
+			}
+		}
+		if _, err := os.Lstat(w.dir + "/etc/crypttab"); !os.IsNotExist(err) {
+			t.Errorf("%s: the crypttab of another machine: %v", version, err)
+		}
+	}
+}
+
+func must(t *testing.T, texts ...string) pattern.List {
+	t.Helper()
+	l, err := pattern.Parse(texts)
+	ok(t, err)
+	return l
 }
