@@ -166,6 +166,9 @@ func wantNodesOrDir(c *cli.Context, before int) error {
 	if !c.IsSet("dir") {
 		return wantArgs(c, before+1, before+1)
 	}
+	if c.IsSet("confirm") {
+		return usagef("%s: --confirm is for nodes: a directory of this machine can be rolled back in any case", c.Command.HelpName)
+	}
 	if c.Args().Len() > before {
 		return usagef("%s: NODES or --dir, not both", c.Command.HelpName)
 	}
