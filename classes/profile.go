@@ -17,15 +17,17 @@ import (
 // Profile is profile/CLASS.yaml, merged in class order: maps deeply, lists replaced, and
 // an empty value takes back what lower classes said.
 type Profile struct {
-	Boot      string   `yaml:"boot"`       // image | local
-	Image     string   `yaml:"image"`      // NAME:TAG
-	Kernel    Kernel   `yaml:"kernel"`     // of the installed system
-	Update    string   `yaml:"update"`     // live
-	NodeOwned []string `yaml:"node_owned"` // patterns, after the built-in ones
-	Network   string   `yaml:"network"`    // networkd: its files are written from nodes/NAME.yaml; none: the image's
-	HostKeys  string   `yaml:"hostkeys"`   // generate: new SSH host keys at install; image: those of the image
-	Loader    string   `yaml:"loader"`     // grub: ingot installs and owns it; none
-	Finish    string   `yaml:"finish"`     // after an installation: reboot | poweroff
+	Boot      string   `yaml:"boot"`            // image | local
+	Image     string   `yaml:"image"`           // NAME:TAG
+	Kernel    Kernel   `yaml:"kernel"`          // of the installed system
+	Update    string   `yaml:"update"`          // live
+	NodeOwned []string `yaml:"node_owned"`      // patterns, after the built-in ones
+	Never     []string `yaml:"never_roll_back"` // patterns of what a rollback leaves as it is
+	Local     Local    `yaml:"local_changes"`   // of files that the node changed
+	Network   string   `yaml:"network"`         // networkd: its files are written from nodes/NAME.yaml; none: the image's
+	HostKeys  string   `yaml:"hostkeys"`        // generate: new SSH host keys at install; image: those of the image
+	Loader    string   `yaml:"loader"`          // grub: ingot installs and owns it; none
+	Finish    string   `yaml:"finish"`          // after an installation: reboot | poweroff
 
 	Check         []health.Check `yaml:"check"`          // what must hold after a push
 	Restart       string         `yaml:"restart"`        // report | reload | restart: units that a push concerns
@@ -36,6 +38,14 @@ type Profile struct {
 type Kernel struct {
 	From string   `yaml:"from"` // image
 	Args []string `yaml:"args"`
+}
+
+// Local says, by patterns, which files that a node changed stay as they are and
+// which become what is pushed. Others refuse the push. The operator's --keep
+// and --take come first.
+type Local struct {
+	Keep []string `yaml:"keep"`
+	Take []string `yaml:"take"`
 }
 
 // setting is a key that takes one of some words.
@@ -91,9 +101,11 @@ func (p *Profile) check(d *strict.Decoded) {
 			d.Bad(fmt.Sprintf("kernel.args[%d]", i), "%q is not a kernel argument", a)
 		}
 	}
-	for i, o := range p.NodeOwned {
-		if _, err := pattern.Parse([]string{o}); err != nil {
-			d.Bad(fmt.Sprintf("node_owned[%d]", i), "%v", err)
+	for key, list := range map[string][]string{"node_owned": p.NodeOwned, "never_roll_back": p.Never, "local_changes.keep": p.Local.Keep, "local_changes.take": p.Local.Take} {
+		for i, o := range list {
+			if _, err := pattern.Parse([]string{o}); err != nil {
+				d.Bad(fmt.Sprintf("%s[%d]", key, i), "%v", err)
+			}
 		}
 	}
 	p.checkAfter(d)

@@ -54,6 +54,7 @@ type rules struct {
 	leaves
 	seed    pattern.List
 	derived map[string]bool
+	never   pattern.List // a rollback leaves these as they are
 	policy  Policy
 	only    func(path string) bool // what is compared; nil: everything
 	part    *part                  // nil: the whole tree
@@ -196,15 +197,22 @@ func (c *comparison) decide(w *row) {
 			w.done, w.doneNow = w.b, false
 		}
 	case c.rules.derived[w.path]:
-		w.keep()
-		w.done, w.doneNow = w.goal, true
-		if !c.isTarget(w) {
-			c.note(w.path, "made by the installation of this node: kept as it is")
-		}
+		c.keepNow(w, "made by the installation of this node: kept as it is")
+	case c.rules.never.Match(w.path):
+		c.keepNow(w, "never rolled back: stays as it is")
 	case c.isTarget(w) || !c.changed(w):
 		w.goal, w.done = w.t, w.t
 	default:
 		c.conflict(w)
+	}
+}
+
+// keepNow keeps what is there, and records that it is.
+func (c *comparison) keepNow(w *row, why string) {
+	w.keep()
+	w.done, w.doneNow = w.goal, true
+	if !c.isTarget(w) {
+		c.note(w.path, why)
 	}
 }
 

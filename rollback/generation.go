@@ -44,6 +44,7 @@ type Generation struct {
 	Changes  int       `json:"changes,omitempty"`      // steps of the switch that made it
 	Kept     []Path    `json:"kept_changes,omitempty"` // local changes that were kept by policy
 	Owned    []string  `json:"node_owned,omitempty"`   // the profile's node-owned patterns
+	Never    []string  `json:"never_roll_back,omitempty"`
 }
 
 // Path is a path of the tree in JSON: as it is, or quoted as in Go when it is not UTF-8.

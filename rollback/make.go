@@ -89,7 +89,7 @@ func (n *Node) Plan(ctx context.Context, t Target) (*Plan, error) {
 	kept := p.Generation.Kept
 	p.Generation = Generation{Image: t.Image, ImageID: t.ImageID, Overlay: t.Overlay, Mode: t.Mode,
 		Within: Path(t.Within), Exact: t.Exact, Covers: known.with(top),
-		By: t.By, Result: "switched", Derived: g.Derived, Kept: kept, Owned: t.NodeOwned.Strings()}
+		By: t.By, Result: "switched", Derived: g.Derived, Kept: kept, Owned: t.NodeOwned.Strings(), Never: t.Never.Strings()}
 	switch {
 	case t.Within == "":
 		p.target = t.Manifest
@@ -236,7 +236,11 @@ func (n *Node) planBack(ctx context.Context, g, dest Generation, base, target *i
 		}
 		owned = append(owned, nodeOwned(x.Exact, list))
 	}
-	r := &rules{leaves: leaves{owned: owned, volatile: volatile(g.Exact && dest.Exact)}, policy: policy, derived: map[string]bool{}}
+	never, err := pattern.Parse(g.Never)
+	if err != nil {
+		return nil, fmt.Errorf("plan rollback: %w", err)
+	}
+	r := &rules{leaves: leaves{owned: owned, volatile: volatile(g.Exact && dest.Exact)}, policy: policy, derived: map[string]bool{}, never: never}
 	s := &scanner{n: n, rules: r, base: base, target: target, cache: n.readCache(g, base.m)}
 	split, err := s.volumes(&g)
 	if err != nil {
@@ -255,7 +259,7 @@ func (n *Node) planBack(ctx context.Context, g, dest Generation, base, target *i
 	p.Generation = dest
 	p.Generation.Pinned, p.Generation.By, p.Generation.Kept = false, by, kept
 	p.Generation.Trial, p.Generation.Health, p.Generation.Reason = nil, nil, ""
-	p.Generation.Covers = g.Covers
+	p.Generation.Covers, p.Generation.Never = g.Covers, g.Never
 	p.Generation.Of, p.Generation.To, p.Generation.Result = g.Number, dest.Number, "rolled back"
 	p.Generation.Note = fmt.Sprintf("rollback of %d to %d", g.Number, dest.Number)
 	p.Notes = append(p.Notes, split...)
@@ -433,7 +437,7 @@ func (n *Node) states(p *Plan) states {
 				out[i] = n.afresh(e)
 			}
 		case len(lives) > 0 && lives[0].Path == e.Path:
-			out[i] = s.trusts(lives[0], e, lives[0].sameTarget || s.rules.derived[e.Path])
+			out[i] = s.trusts(lives[0], e, lives[0].sameTarget || s.rules.derived[e.Path] || s.rules.never.Match(e.Path))
 		case was != nil && s.rules.only != nil && !s.rules.only(e.Path):
 			out[i] = s.cache.of(len(at) - len(bases.entries) - 1)
 		}

@@ -17,6 +17,7 @@ type Target struct {
 	ID        digest.ID          // of the manifest, where it is known; spares work where the generation has the same
 	NodeOwned pattern.List       // the profile's, after the built-in ones
 	Derived   pattern.List       // first push of a node: what was made for its machine, and stays
+	Never     pattern.List       // what a rollback from here leaves as it is: rotated passwords, authorized keys
 	Seed      pattern.List       // node-owned paths that are made where neither the node nor its generation has them
 	Policy    Policy
 
@@ -43,7 +44,8 @@ type Target struct {
 type Policy struct {
 	Keep    pattern.List // stay as they are; wins over Take
 	Take    pattern.List // become what the target says; the local version stays in the generation
-	Default Action       // the others; the zero value refuses
+	Usual   *Policy      // of the others, such as what a profile says; nil: Default decides
+	Default Action       // the zero value refuses
 }
 
 // Action is a decision about a local change.
@@ -64,6 +66,8 @@ func (p Policy) decide(path string) Action {
 		return Keep
 	case p.Take.Match(path):
 		return Take
+	case p.Usual != nil:
+		return p.Usual.decide(path)
 	}
 	return p.Default
 }

@@ -146,14 +146,19 @@ func describe(err error) wire.Error {
 	return e
 }
 
-func policyOf(keep, take []string) (rollback.Policy, error) {
-	var p rollback.Policy
-	var err error
-	if p.Keep, err = pattern.Parse(keep); err != nil {
-		return p, usageError{fmt.Sprintf("--keep: %v", err)}
-	}
-	if p.Take, err = pattern.Parse(take); err != nil {
-		return p, usageError{fmt.Sprintf("--take: %v", err)}
+// policyOf reads patterns as the operator and, for what those do not say, the
+// profile gave them.
+func policyOf(keep, take []string, usual wire.Local) (rollback.Policy, error) {
+	p := rollback.Policy{Usual: &rollback.Policy{}}
+	for _, x := range []struct {
+		list  *pattern.List
+		texts []string
+		what  string
+	}{{&p.Keep, keep, "--keep"}, {&p.Take, take, "--take"}, {&p.Usual.Keep, usual.Keep, "local_changes: keep"}, {&p.Usual.Take, usual.Take, "local_changes: take"}} {
+		var err error
+		if *x.list, err = pattern.Parse(x.texts); err != nil {
+			return p, usageError{fmt.Sprintf("%s: %v", x.what, err)}
+		}
 	}
 	return p, nil
 }
@@ -161,11 +166,14 @@ func policyOf(keep, take []string) (rollback.Policy, error) {
 func push(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 	t := rollback.Target{ID: req.Manifest, Within: req.Within, Image: req.Ref, ImageID: req.Image, Overlay: req.Overlay, Mode: "live", By: req.By}
 	var err error
-	if t.Policy, err = policyOf(req.Keep, req.Take); err != nil {
+	if t.Policy, err = policyOf(req.Keep, req.Take, req.Usual); err != nil {
 		return err
 	}
 	if t.NodeOwned, err = pattern.Parse(req.NodeOwned); err != nil {
 		return fmt.Errorf("node_owned: %w", err)
+	}
+	if t.Never, err = pattern.Parse(req.Never); err != nil {
+		return fmt.Errorf("never_roll_back: %w", err)
 	}
 	if t.Derived, err = pattern.Parse(req.Derived); err != nil {
 		return fmt.Errorf("derived: %w", err)
@@ -186,7 +194,7 @@ func push(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 }
 
 func goBack(ctx context.Context, conn *wire.Conn, n *rollback.Node, req wire.Request) error {
-	policy, err := policyOf(req.Keep, req.Take)
+	policy, err := policyOf(req.Keep, req.Take, req.Usual)
 	if err != nil {
 		return err
 	}
@@ -355,7 +363,7 @@ func listGenerations(c *cli.Context) error {
 }
 
 func rollbackHere(c *cli.Context) error {
-	policy, err := policyOf(c.StringSlice("keep"), c.StringSlice("take"))
+	policy, err := policyOf(c.StringSlice("keep"), c.StringSlice("take"), wire.Local{})
 	if err != nil {
 		return err
 	}

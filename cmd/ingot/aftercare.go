@@ -26,10 +26,12 @@ func (p *program) unwell(n *site.Node, lines []string) error {
 	return fmt.Errorf("it stays as it is, but %s", strings.Join(bad, "; "))
 }
 
-// aftercare is what a profile asks for after a switch.
+// aftercare is what a profile asks for in and after a switch.
 type aftercare struct {
 	node, control []health.Check // on the node, and from here
 	units         units.Policy
+	never         []string // what is never rolled back
+	local         wire.Local
 }
 
 func afterOf(ctx context.Context, w *world, n *site.Node, profile *classes.Profile) *aftercare {
@@ -37,12 +39,15 @@ func afterOf(ctx context.Context, w *world, n *site.Node, profile *classes.Profi
 	if err != nil {
 		host = n.Name // as it is dialled
 	}
-	a := &aftercare{units: units.Policy{Restart: profile.Restart, Except: profile.RestartExcept}}
+	a := &aftercare{units: units.Policy{Restart: profile.Restart, Except: profile.RestartExcept},
+		never: profile.Never, local: wire.Local(profile.Local)}
 	a.node, a.control = health.Split(profile.Check, host)
 	return a
 }
 
-func (a *aftercare) ask(req *wire.Request) { req.Checks, req.Units = a.node, a.units }
+func (a *aftercare) ask(req *wire.Request) {
+	req.Checks, req.Units, req.Never, req.Usual = a.node, a.units, a.never, a.local
+}
 
 // controller runs the checks that are run from here; why is "" when all hold.
 func (a *aftercare) controller(ctx context.Context) (why string, said []string) {

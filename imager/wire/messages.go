@@ -44,8 +44,10 @@ type Request struct {
 	Within    string    `json:"within,omitempty"`  // the path that alone is changed, with what is in it; "" for all
 	NodeOwned []string  `json:"node_owned,omitempty"`
 	Derived   []string  `json:"derived,omitempty"` // the first push of a node leaves what was made for its machine
-	Keep      []string  `json:"keep,omitempty"`    // local changes that stay
-	Take      []string  `json:"take,omitempty"`    // local changes that the image replaces
+	Never     []string  `json:"never_roll_back,omitempty"`
+	Usual     Local     `json:"usual"`          // what the profile says of local changes
+	Keep      []string  `json:"keep,omitempty"` // local changes that stay
+	Take      []string  `json:"take,omitempty"` // local changes that the image replaces
 
 	// push and rollback: what is done and looked at after the switch
 	Checks []health.Check `json:"checks,omitempty"` // a push that fails one goes back
@@ -64,6 +66,12 @@ type Request struct {
 	CrossMounts  bool     `json:"cross_mounts,omitempty"`
 	Snapshot     string   `json:"snapshot,omitempty"`     // how: SnapshotAuto, SnapshotNone, SnapshotBtrfs or a command
 	SnapshotEnd  string   `json:"snapshot_end,omitempty"` // a command that releases it
+}
+
+// Local says which local changes stay and which the image replaces, by patterns.
+type Local struct {
+	Keep []string `json:"keep,omitempty"`
+	Take []string `json:"take,omitempty"`
 }
 
 // Made names the target of a push and says what it was made of.
