@@ -69,6 +69,7 @@ func (b *bench) cutAtTheSwitch() {
 		if strings.Contains(lines.Text(), "n1: switch") {
 			time.Sleep(30 * time.Millisecond)
 			b.must(b.rack.PowerOff("n1"))
+			b.must(c.Process.Kill()) // it would wait for the node to come back
 			break
 		}
 	}
