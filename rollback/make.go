@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -460,14 +459,4 @@ func (n *Node) Free() (bytes, inodes int64, err error) {
 		inodes = 1 << 40
 	}
 	return int64(st.Bavail) * st.Bsize, inodes, nil
-}
-
-// touchesBoot reports whether a plan changes what a boot loader reads.
-func (p *Plan) touchesBoot() bool {
-	for i := range p.Steps {
-		if s := &p.Steps[i]; s.Kind != Times && strings.HasPrefix(s.Path, "boot/") {
-			return true
-		}
-	}
-	return false
 }

@@ -95,7 +95,7 @@ func (n *Node) back(j *journal) ([]Note, error) {
 			}
 		}
 	}
-	if err := n.sys.syncfs(n.top); err != nil {
+	if err := n.settle(j); err != nil {
 		return nil, err
 	}
 	if err := n.forget(j, len(b.foreign) > 0); err != nil {

@@ -42,13 +42,14 @@ func (n *Node) doSwitch(ctx context.Context, p *Plan) (Generation, error) {
 		return Generation{}, errors.Join(err, n.unstage(p))
 	}
 	defer r.close()
+	n.toBoot(r.j)
 	if err := n.writeState(in("journal"), r.j.encode()); err != nil {
 		return Generation{}, n.takeBack(r, p, err)
 	}
 	if err := r.forward(); err != nil {
 		return Generation{}, n.takeBack(r, p, err)
 	}
-	if err := n.settle(p); err != nil {
+	if err := n.settle(r.j); err != nil {
 		return Generation{}, n.takeBack(r, p, err)
 	}
 	if undone, err := n.commit(); err != nil {
@@ -110,23 +111,6 @@ func (n *Node) takeBack(r *runner, p *Plan, cause error) error {
 		return fmt.Errorf("%w; put back, except %s", cause, some(foreign, Note.String))
 	}
 	return cause
-}
-
-// settle makes the switch durable before it counts.
-func (n *Node) settle(p *Plan) error {
-	if err := n.sys.syncfs(n.top); err != nil {
-		return err
-	}
-	if !n.Freeze || !p.touchesBoot() {
-		return nil
-	}
-	if !mounted(n.top) || os.Geteuid() != 0 {
-		return nil
-	}
-	if err := n.sys.freeze(n.top); err != nil {
-		n.log().Warn("cannot freeze the file system: a boot loader may see it as before", slogx.Err, err)
-	}
-	return nil
 }
 
 // commit appends the commit record: the point of no return. When that fails,
