@@ -20,8 +20,9 @@
 // drives a running rack through its control socket: Dial and Client.
 //
 // Power off is SIGKILL to QEMU: what the guest had synced is on its disk, what it had not is lost, as
-// with the cord. It does not model a disk that loses its own cache. Machines are emulated (TCG), which is
-// the same everywhere; INGOT_LAB_KVM=1 uses /dev/kvm.
+// with the cord. A disk that loses its own cache is modelled by Disk.WriteLog: the log of a disk, replayed
+// up to a flush, with any of the writes after it. Each power on begins the log anew. Machines are emulated
+// (TCG), which is the same everywhere; INGOT_LAB_KVM=1 uses /dev/kvm.
 //
 // The state directory holds lock, rack.json, control.sock, events.jsonl, lab.log (of a detached rack),
 // NAME.console, NAME.qemu.log, NAME.vars.fd and disks of each machine, and NAME.log of each program.

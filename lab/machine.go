@@ -41,6 +41,7 @@ type Disk struct {
 	Path      string `json:"path"`       // a raw image; "" is NAME.N.img in the state directory
 	SizeBytes int64  `json:"size_bytes"` // made, sparse, when there is no file; 0 asks for a file
 	Model     string `json:"model"`      // QEMU's device; "" is virtio-blk-pci; or nvme, ide-hd, scsi-hd ...
+	WriteLog  string `json:"write_log"`  // logs all writes and flushes to this file, by its name in the state directory or its path; see internal/writelog
 }
 
 // DefaultFailOn returns the texts on a console that mean a machine has stopped on its way: one wrong ROM
@@ -80,8 +81,12 @@ func (m Machine) complete(dir string) (Machine, error) {
 	}
 	m.Disks = append([]Disk(nil), m.Disks...)
 	for i := range m.Disks {
-		if err := m.Disks[i].complete(filepath.Join(dir, fmt.Sprintf("%s.%d.img", m.Name, i))); err != nil {
+		d := &m.Disks[i]
+		if err := d.complete(filepath.Join(dir, fmt.Sprintf("%s.%d.img", m.Name, i))); err != nil {
 			return m, err
+		}
+		if d.WriteLog != "" && !filepath.IsAbs(d.WriteLog) {
+			d.WriteLog = filepath.Join(dir, d.WriteLog)
 		}
 	}
 	return m, Check(m.Firmware)
@@ -138,13 +143,41 @@ func (m Machine) args(tap, vars string) []string {
 	}
 	a = append(a, "-netdev", "tap,id=n0,script=no,downscript=no,ifname="+tap, "-device", nic)
 	for i, d := range m.Disks {
-		a = append(a, "-drive", fmt.Sprintf("if=none,id=d%d,format=raw,cache=unsafe,discard=unmap,file=%s", i, escape(d.Path)),
-			"-device", fmt.Sprintf("%s,drive=d%d,serial=%s-%d,bootindex=%d", d.Model, i, m.Name, i, m.first(2, 2)+i))
+		a = append(a, d.args(i)...)
+		a = append(a, "-device", fmt.Sprintf("%s,drive=d%d,serial=%s-%d,bootindex=%d", d.Model, i, m.Name, i, m.first(2, 2)+i))
 	}
 	if m.NoReboot {
 		a = append(a, "-no-reboot")
 	}
 	return append(a, m.ExtraArgs...)
+}
+
+// args are QEMU's options for what is behind the device: drive di. The disk has a write cache, and the
+// guest's flushes end at the host's page cache, which outlives QEMU. Where they are logged they have to
+// pass the log before that: no-flush is an option of the files, and not of blklogwrites.
+func (d Disk) args(i int) []string {
+	if d.WriteLog == "" {
+		return []string{"-drive", fmt.Sprintf("if=none,id=d%d,format=raw,cache=unsafe,discard=unmap,file=%s", i, escape(d.Path))}
+	}
+	file := func(node, path string) []string {
+		return []string{"-blockdev", fmt.Sprintf("driver=file,node-name=%s-file,cache.no-flush=on,discard=unmap,filename=%s", node, escape(path)),
+			"-blockdev", fmt.Sprintf("driver=raw,node-name=%[1]s,cache.no-flush=on,discard=unmap,file=%[1]s-file", node)}
+	}
+	disk, log := fmt.Sprintf("disk%d", i), fmt.Sprintf("log%d", i)
+	a := append(file(disk, d.Path), file(log, d.WriteLog)...)
+	return append(a, "-blockdev", fmt.Sprintf("driver=blklogwrites,node-name=d%d,discard=unmap,file=%s,log=%s", i, disk, log))
+}
+
+// beginLog makes an empty log: blklogwrites wants a file, and begins anew in it.
+func (d Disk) beginLog() error {
+	if d.WriteLog == "" {
+		return nil
+	}
+	f, err := os.Create(d.WriteLog)
+	if err != nil {
+		return fmt.Errorf("begin the log of writes: %w", err)
+	}
+	return f.Close()
 }
 
 // first returns a boot index by what is to come first.

@@ -20,6 +20,12 @@ func TestMachineArgs(t *testing.T) {
 		{"bios", func(m *Machine) { m.Firmware = BIOS }, []string{"-machine pc,graphics=off", "-device e1000,netdev=n0,mac=52:54:00:00:00:01,bootindex=1", "file=/a,,b.img", "nvme,drive=d0,serial=n1-0,bootindex=2", "-m 768 ", "ifname=t0", "-s"}, "romfile"},
 		{"uefi", func(m *Machine) { m.Firmware = UEFI }, []string{"-machine q35", "romfile=", ovmfCode, "file=/vars", "IPv6PXESupport,string=n"}, "graphics"},
 		{"disk first", func(m *Machine) { m.Firmware = BIOS; m.DiskFirst = true }, []string{"mac=52:54:00:00:00:01,bootindex=100", "serial=n1-0,bootindex=2"}, "bootindex=1 "},
+		{"logged", func(m *Machine) {
+			m.Firmware = BIOS
+			m.Disks = append(m.Disks, Disk{Path: "/b", Model: "ide-hd", WriteLog: "/w,l"})
+		},
+			[]string{"id=d0,format=raw,cache=unsafe", "driver=file,node-name=disk1-file,cache.no-flush=on,discard=unmap,filename=/b", "filename=/w,,l",
+				"driver=blklogwrites,node-name=d1,discard=unmap,file=disk1,log=log1 -device ide-hd,drive=d1,"}, "id=d1"},
 		{"one boot", func(m *Machine) { m.Firmware = BIOS; m.NoReboot = true }, []string{"-no-reboot"}, "kvm"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -81,6 +81,11 @@ func (r *Rack) start(n *node) (*run, error) {
 			return nil, err
 		}
 	}
+	for _, d := range n.Disks {
+		if err := d.beginLog(); err != nil {
+			return nil, err
+		}
+	}
 	logs, err := r.logs(n)
 	if err != nil {
 		return nil, err

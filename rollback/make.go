@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -469,14 +468,4 @@ func (n *Node) afresh(e *entry.Entry) known {
 		return known{}
 	}
 	return trust(e, st, false, when)
-}
-
-// touchesBoot reports whether a plan changes what a boot loader reads on a volume.
-func (p *Plan) touchesBoot(vol int) bool {
-	for i := range p.Steps {
-		if s := &p.Steps[i]; s.vol == vol && s.Kind != Times && strings.HasPrefix(s.Path, "boot/") {
-			return true
-		}
-	}
-	return false
 }

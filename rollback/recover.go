@@ -118,7 +118,7 @@ func (r *runner) back() ([]Note, error) {
 			}
 		}
 	}
-	if err := r.vols.sync(); err != nil {
+	if err := r.settle(); err != nil {
 		return nil, err
 	}
 	if err := r.forget(len(b.foreign) > 0); err != nil {

@@ -46,13 +46,14 @@ func (n *Node) doSwitch(ctx context.Context, p *Plan) (Generation, error) {
 	if err != nil {
 		return Generation{}, errors.Join(err, vols.unstage(p))
 	}
+	r.toBoot()
 	if err := n.writeState(in("journal"), r.j.encode()); err != nil {
 		return Generation{}, n.takeBack(r, p, err)
 	}
 	if err := r.forward(); err != nil {
 		return Generation{}, n.takeBack(r, p, err)
 	}
-	if err := r.settle(p); err != nil {
+	if err := r.settle(); err != nil {
 		return Generation{}, n.takeBack(r, p, err)
 	}
 	if undone, err := n.commit(); err != nil {
@@ -122,26 +123,6 @@ func (n *Node) takeBack(r *runner, p *Plan, cause error) error {
 		return fmt.Errorf("%w; put back, except %s", cause, some(foreign, Note.String))
 	}
 	return cause
-}
-
-// settle makes the switch durable before it counts.
-func (r *runner) settle(p *Plan) error {
-	if err := r.vols.sync(); err != nil {
-		return err
-	}
-	if !r.n.Freeze || os.Geteuid() != 0 {
-		return nil
-	}
-	for i := range r.vols {
-		b := &r.vols[i]
-		if !p.touchesBoot(i) || !mounted(b.top) {
-			continue
-		}
-		if err := b.sys.freeze(b.top); err != nil {
-			b.log().Warn("cannot freeze the file system: a boot loader may see it as before", slogx.Path, b.path, slogx.Err, err)
-		}
-	}
-	return nil
 }
 
 // commit appends the commit record: the point of no return. When that fails,

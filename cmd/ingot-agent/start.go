@@ -137,6 +137,7 @@ func recoverTree(top string, say io.Writer) error {
 		return err
 	}
 	defer n.Close()
+	n.Freeze = top == "/"
 	out, err := n.Recover(context.Background())
 	if err != nil {
 		return err
