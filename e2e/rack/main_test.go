@@ -125,12 +125,16 @@ func fetchDebs(ctx context.Context) error {
 	if err := os.MkdirAll(debDir(), 0o755); err != nil {
 		return err
 	}
-	c := exec.CommandContext(ctx, "apt-get", "-q", "download", "manpages", "manpages-dev")
-	c.Dir = debDir()
-	if out, err := c.CombinedOutput(); err != nil {
-		return fmt.Errorf("download packages: %w: %s", err, out)
+	var out []byte
+	var err error
+	for _, args := range [][]string{{"download", "manpages", "manpages-dev"}, {"update"}, {"download", "manpages", "manpages-dev"}} {
+		c := exec.CommandContext(ctx, "apt-get", append([]string{"-q"}, args...)...)
+		c.Dir = debDir()
+		if out, err = c.CombinedOutput(); err == nil && args[0] == "download" {
+			return nil
+		}
 	}
-	return nil
+	return fmt.Errorf("download packages: %w: %s", err, out)
 }
 
 func debs(t *testing.T) []string {
