@@ -32,7 +32,7 @@ func TestPowerCutInTheSwitch(t *testing.T) {
 	b.ssh("n1", release)
 	t.Log(b.run("image", "capture", "root@n1:/", "app:2"))
 	b.ssh("n1", "rm -rf /opt/app; cp -a /root/issue.old /etc/issue.net; rm /root/issue.old; sync")
-	if out := b.run("push", "app:2", "n1", "--dry-run"); !strings.Contains(out, "changes") {
+	if out := b.run("push", "app:2", "n1", "--dry-run"); !strings.Contains(out, " to add, 1 to replace, 0 to delete") {
 		t.Errorf("dry run: %q", out)
 	}
 	b.cutAtTheSwitch()
