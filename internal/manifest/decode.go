@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"unsafe"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -81,7 +82,10 @@ func uvarint(s string) (uint64, int) {
 	return 0, 0
 }
 
+// decode reads a manifest. Room is made for some entries on the word of the
+// header, for more when they come: a header may lie.
 func decode(s string) (*Manifest, error) {
+	const ahead = 1 << 16
 	head, rest, err := next(s)
 	if err != nil {
 		return nil, fmt.Errorf("header: %w", err)
@@ -93,9 +97,13 @@ func decode(s string) (*Manifest, error) {
 	if count > uint64(len(rest)/minEntry) {
 		return nil, fmt.Errorf("header: %d entries do not fit into %d bytes", count, len(s))
 	}
-	m := &Manifest{Entries: make([]entry.Entry, count)}
+	m := &Manifest{Entries: make([]entry.Entry, 0, min(count, ahead))}
 	slab := &slabs{chunks: make([]entry.Chunk, 0, len(rest)/128)}
-	for i := range m.Entries {
+	for i := range count {
+		if len(m.Entries) == cap(m.Entries) {
+			m.Entries = slices.Grow(m.Entries, int(min(count-i, i)))
+		}
+		m.Entries = append(m.Entries, entry.Entry{})
 		var f field
 		if f, rest, err = next(rest); err == nil && (f.n != fieldEntry || f.kind != protowire.BytesType) {
 			err = errUnknown
