@@ -155,8 +155,8 @@ func filled(ranges, holes []entry.Extent) bool {
 // tidy removes stages that nobody went on with for a long time. Whoever is at
 // work here does that himself; that it cannot be done is no failure.
 func (n *Node) tidy() {
-	old := n.stages()
-	if len(old) == 0 {
+	old, torn := n.stages(), n.torn()
+	if len(old)+len(torn) == 0 {
 		return
 	}
 	unlock, err := n.lockIdle("tidy up")
@@ -170,6 +170,23 @@ func (n *Node) tidy() {
 			n.log().Warn("an old stage could not be removed", slogx.Path, path, slogx.Err, err)
 		}
 	}
+	for _, path := range torn {
+		if err := n.remove(path); err != nil {
+			n.log().Warn("a file that was not finished could not be removed", slogx.Path, path, slogx.Err, err)
+		}
+	}
+}
+
+// torn lists records of generations that were being written anew when a
+// process died.
+func (n *Node) torn() (out []string) {
+	names, _ := n.list(in("generations")) // what cannot be seen cannot be tidied up
+	for _, name := range names {
+		if path := in("generations", name, "meta.json.tmp"); n.exists(path) {
+			out = append(out, path)
+		}
+	}
+	return out
 }
 
 // stages lists the stages on all file systems of the tree, as far as that can be done.

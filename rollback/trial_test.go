@@ -171,4 +171,18 @@ func TestRevertDiesAnywhere(t *testing.T) {
 	t.Logf("%d points: %d reverted, %d on trial", reverted+onTrial, reverted, onTrial)
 }
 
+// What a process left that died while it wrote about a generation goes.
+func TestTornRecordGoes(t *testing.T) {
+	w := newWorld(t, 75, 20, 10)
+	n := w.node()
+	torn := filepath.Join(w.dir, ".ingot/generations/1/meta.json.tmp")
+	write(t, torn, "{")
+	ok(t, errOf3(n.Recover(bg())))
+	if _, err := os.Lstat(torn); !os.IsNotExist(err) {
+		t.Errorf("it is still there: %v", err)
+	}
+}
+
+func errOf3(_ Outcome, err error) error { return err }
+
 func errOf2(_ Generation, _ *Plan, err error) error { return err }

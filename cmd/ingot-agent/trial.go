@@ -65,8 +65,10 @@ func lookAfter(ctx context.Context, conn *wire.Conn, n *rollback.Node, g rollbac
 	}
 	found = append(found, look(ctx, req)...)
 	done.Health = healthLines(found)
-	if err := n.Report(g.Number, found); err != nil {
-		return err
+	if g.OnTrial() || len(found) > 0 {
+		if err := n.Report(g.Number, found); err != nil {
+			return err
+		}
 	}
 	why := failures(found)
 	switch {
