@@ -166,7 +166,7 @@ func (c *campaign) note(i int, seed uint64, v verdict, err error) {
 	if err == nil && v.generation != first && v.generation != first+1 {
 		c.t.Errorf("flush at entry %d, seed %d: %s, want %d or %d", c.h.points[i].flush, seed, v, first, first+1)
 	}
-	if v.boot != "old" && v.boot != "new" {
+	if v.boot != "" && v.boot != "old" && v.boot != "new" {
 		c.t.Errorf("flush at entry %d, seed %d: %s: a boot loader that replays no journal would start a broken system", c.h.points[i].flush, seed, v)
 	}
 }
