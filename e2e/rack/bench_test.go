@@ -2,16 +2,21 @@ package rack
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"ingot/imager/store"
+	"ingot/internal/digest"
 	"ingot/lab"
 )
 
@@ -310,32 +315,49 @@ func (b *bench) read(name string) string {
 }
 
 // damagePack flips a byte in the middle of the largest pack of the test's own
-// store; the function that it returns flips it back.
+// store that the image needs; the function that it returns flips it back.
 func (b *bench) damagePack() func() {
 	b.t.Helper()
-	var name string
-	var size int64
-	b.must(filepath.WalkDir(filepath.Join(b.site, ".ingot", "store", "packs"), func(path string, d os.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		st, err := d.Info()
-		if err == nil && st.Size() > size {
-			name, size = path, st.Size()
-		}
-		return err
-	}))
+	pack := b.largestPack()
+	found, err := filepath.Glob(filepath.Join(b.site, ".ingot", "store", "packs", "*", pack.Pack.String()))
+	b.must(err)
+	if len(found) != 1 {
+		b.t.Fatalf("pack %s: %q", pack.Pack, found)
+	}
 	flip := func() {
-		f, err := os.OpenFile(name, os.O_RDWR, 0)
+		f, err := os.OpenFile(found[0], os.O_RDWR, 0)
 		b.must(err)
 		one := make([]byte, 1)
-		_, err = f.ReadAt(one, size/2)
+		at := pack.FrameOff + int64(pack.FrameLen)/2
+		_, err = f.ReadAt(one, at)
 		b.must(err)
 		one[0] ^= 0x10
-		_, err = f.WriteAt(one, size/2)
-		b.must(err)
-		b.must(f.Close())
+		_, err = f.WriteAt(one, at)
+		b.must(errors.Join(err, f.Close()))
 	}
 	flip()
 	return flip
+}
+
+// largestPack is a place in the middle of it that the image needs.
+func (b *bench) largestPack() store.Location {
+	b.t.Helper()
+	images, err := store.Open(filepath.Join(b.site, ".ingot", "store"))
+	b.must(err)
+	id, err := images.Resolve(b.t.Context(), image)
+	b.must(err)
+	m, err := images.Manifest(b.t.Context(), id)
+	b.must(err)
+	var ids []digest.ID
+	for i := range m.Entries {
+		for _, c := range m.Entries[i].Chunks {
+			ids = append(ids, c.ID)
+		}
+	}
+	places, err := images.Locate(b.t.Context(), ids)
+	b.must(err)
+	middle := func(l store.Location) int64 { return max(l.FrameOff-l.PackSize/2, l.PackSize/2-l.FrameOff) }
+	return slices.MaxFunc(places, func(x, y store.Location) int {
+		return cmp.Or(cmp.Compare(x.PackSize, y.PackSize), cmp.Compare(middle(y), middle(x)))
+	})
 }
