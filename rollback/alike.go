@@ -90,14 +90,9 @@ func (st *stager) alike(p *Plan) []*Alike {
 	g := &grouping{n: st.n, missing: st.missing, taken: map[digest.ID]bool{}}
 	for i := range p.Steps {
 		s := &p.Steps[i]
-		if s.Kind != Replace || !p.builds(s) || s.Old.Type != entry.File {
-			continue
+		if s.like != nil {
+			g.file(s, s.like)
 		}
-		it := p.live.get(s.Path)
-		if it == nil || !it.sameBase || it.base == nil || it.base.Type != entry.File {
-			continue // the node changed it: nobody else knows what it is like
-		}
-		g.file(s, p.base.content(it.base))
 	}
 	g.end()
 	return g.out

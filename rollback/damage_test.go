@@ -49,6 +49,9 @@ func TestDamage(t *testing.T) {
 	is(t, err, ErrDamaged)
 	m := snapshot(t, w.old)
 	store := chunked(t, w.old, m, pieceSize)
+	is(t, n.Stage(bg(), p, store), ErrStale)
+	p, err = n.PlanRollback(bg(), 0, Policy{}, "test")
+	ok(t, err)
 	ok(t, n.Stage(bg(), p, store))
 	_, err = n.Switch(bg(), p)
 	ok(t, err)
@@ -212,24 +215,29 @@ func TestFailureLeavesNoStage(t *testing.T) {
 	}
 	w := usual(t)
 	n := w.node()
-	p, err := n.Plan(bg(), w.goal())
-	ok(t, err)
+	staged := func() *Plan {
+		t.Helper()
+		p, err := n.Plan(bg(), w.goal())
+		ok(t, err)
+		ok(t, n.Stage(bg(), p, w.src))
+		return p
+	}
 	ctx, cancel := context.WithCancel(bg())
 	cancel()
-	ok(t, n.Stage(bg(), p, w.src))
+	p := staged()
 	if _, err := n.Switch(ctx, p); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled switch: %v", err)
 	}
 	empty(w, "a cancelled switch")
 
-	ok(t, n.Stage(bg(), p, w.src))
+	p = staged()
 	ok(t, n.Unstage(p))
 	empty(w, "given up")
 	if _, err := n.Switch(bg(), p); !errors.Is(err, ErrStale) {
 		t.Errorf("switch of what was given up: %v", err)
 	}
 
-	ok(t, n.Stage(bg(), p, w.src))
+	p = staged()
 	write(t, w.at("prog"), "edited")
 	if _, err := n.Switch(bg(), p); !errors.Is(err, ErrChanged) {
 		t.Errorf("refused switch: %v", err)

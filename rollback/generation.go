@@ -129,6 +129,13 @@ func (n *Node) Manifest(num int) (*manifest.Manifest, error) {
 	return m, nil
 }
 
+// forget lets go of the manifest that was read last.
+func (n *Node) forget() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.read = memo{}
+}
+
 func (n *Node) readManifest(g Generation) ([]byte, error) {
 	b, err := n.readState(genDir(g.Number, "manifest"))
 	if err != nil {

@@ -409,9 +409,9 @@ func (n *Node) offerUndo(ctx context.Context, p *Plan, want map[digest.ID]uint32
 }
 
 // states picks the inodes that are known to be what the new generation says:
-// those that the switch did not touch as the plan saw them, the others as they
-// are now, those that were not looked at as they were known before.
-func (n *Node) states(p *Plan) states {
+// those that the switch will not touch as the plan saw them, and those that
+// were not looked at as they were known before. The others it lists.
+func (p *Plan) states() (out states, afresh []int32) {
 	touched := map[string]bool{}
 	inodes := map[inode]bool{}
 	for i := range p.Steps {
@@ -422,7 +422,7 @@ func (n *Node) states(p *Plan) states {
 		}
 	}
 	s := p.scan
-	out := make(states, len(p.done.Entries))
+	out = make(states, len(p.done.Entries))
 	lives, bases, at := p.live.items, cursor{s.base.m.Entries}, s.base.m.Entries
 	for i := range p.done.Entries {
 		e := &p.done.Entries[i]
@@ -433,7 +433,7 @@ func (n *Node) states(p *Plan) states {
 		switch {
 		case touched[e.Path] || len(lives) > 0 && lives[0].Path == e.Path && inodes[inodeOf(lives[0].stat)]:
 			if e.Type == entry.File {
-				out[i] = n.afresh(e)
+				afresh = append(afresh, int32(i))
 			}
 		case len(lives) > 0 && lives[0].Path == e.Path:
 			out[i] = s.trusts(lives[0], e, lives[0].sameTarget || s.rules.derived[e.Path] || s.rules.never.Match(e.Path))
@@ -441,7 +441,7 @@ func (n *Node) states(p *Plan) states {
 			out[i] = s.cache.of(len(at) - len(bases.entries) - 1)
 		}
 	}
-	return out
+	return out, afresh
 }
 
 // trusts says what a live entry that stayed can be trusted for; holds says

@@ -102,6 +102,7 @@ type Step struct {
 	vol     int          // number of its volume in the plan
 	link    int          // slot of the first name of its hard-link group; own slot when alone
 	content *entry.Entry // New's holes and chunks
+	like    *entry.Entry // what is replaced and probably much like it, as it was given to the node; nil: nothing
 	oldKey  digest.ID    // content key of the displaced file
 	stat    entry.Stat   // of Old, when it was scanned
 	keep    bool         // Times: what the directory has when the switch begins
@@ -174,6 +175,8 @@ type Plan struct {
 	base   *index
 	live   *live // what the scan found
 	scan   *scanner
+	known  states  // of the inodes that hold what done says
+	afresh []int32 // entries of done that the switch makes or changes: their states are to be looked up
 	links  map[int]undoFile    // slot -> undo copy that becomes the file
 	undo   *undoIndex          // what the generations keep; nil when nothing was looked for
 	used   []undoFile          // undo copies that are no longer such afterwards

@@ -13,8 +13,8 @@ import (
 // Stage writes everything that the plan puts into the tree beside it: each
 // chunk verified, metadata set, and all of it durable. It replaces what was
 // staged before. When it fails it leaves nothing, unless it was ctx or src that
-// failed: then what arrived stays for the next plan. src may be nil when the
-// plan needs no chunks.
+// failed: then what arrived stays for the next plan. A plan can be staged once.
+// src may be nil when the plan needs no chunks.
 func (n *Node) Stage(ctx context.Context, p *Plan, src Source) error {
 	if err := p.Err(); err != nil {
 		return fmt.Errorf("stage: %w", err)
@@ -33,6 +33,9 @@ func (n *Node) Stage(ctx context.Context, p *Plan, src Source) error {
 func (n *Node) stage(ctx context.Context, p *Plan, src Source) error {
 	if err := n.isBase(p); err != nil {
 		return err
+	}
+	if p.live == nil {
+		return fmt.Errorf("the plan was staged before: make it again: %w", ErrStale)
 	}
 	r, err := n.openPlan(p)
 	if err != nil {
@@ -124,17 +127,19 @@ func (r reach) fill(ctx context.Context, p *Plan, src Source, dir string) error 
 	if err := n.listSlots(p, dir); err != nil {
 		return err
 	}
+	if err := n.stageLeft(p, dir); err != nil {
+		return err
+	}
+	if err := n.stageTarget(p, dir+"/next"); err != nil {
+		return err
+	}
+	p.shed()
+	n.forget()
 	if err := r.openSlots(dir); err != nil {
 		return err
 	}
 	st := &stager{n: n, r: r}
 	if err := st.build(ctx, p, src); err != nil {
-		return err
-	}
-	if err := n.stageLeft(p, dir); err != nil {
-		return err
-	}
-	if err := n.stageTarget(p, dir+"/next"); err != nil {
 		return err
 	}
 	return r.sync()

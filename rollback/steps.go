@@ -153,50 +153,41 @@ func (c *comparison) timeSteps(real *int) []Step {
 // record builds the manifest that the new generation was given, and the one
 // that the old generation is left with.
 func (c *comparison) record() {
-	c.plan.done = c.recorded(c.target, func(w *row) *entry.Entry {
+	if c.rules.part == nil && c.every(c.target, func(w *row) bool {
 		if w.done != nil && w.doneNow {
-			return c.now(w.l)
+			return c.now(w.l) == w.t
 		}
-		return w.done
-	})
-	if c.plan.done == nil {
+		return w.done == w.t
+	}) {
+		c.plan.done = c.target.m
+	} else {
 		c.plan.done = c.recordDone()
 	}
-	c.plan.left = c.recorded(c.base, func(w *row) *entry.Entry {
+	if c.every(c.base, func(w *row) bool {
 		switch {
 		case w.alone != "" && !c.hidden(w):
-			return w.b
+			return true
 		case w.l != nil:
-			return c.now(w.l)
+			return c.now(w.l) == w.b
 		}
-		return nil
-	})
-	if c.plan.left == nil {
+		return w.b == nil
+	}) {
+		c.plan.left = c.base.m
+	} else {
 		c.plan.left = c.recordLeft()
 	}
 }
 
-// recorded returns the manifest that the records of the rows are, where all
-// are entries of one that is there already: mostly they are.
-func (c *comparison) recorded(x *index, record func(*row) *entry.Entry) *manifest.Manifest {
-	if c.rules.only != nil {
-		return nil
-	}
-	n := 0
+// every reports whether the rows' records all are the very entries that a
+// manifest has there, nothing where it has nothing: mostly they are, and then
+// it is the record, together with what was not compared.
+func (c *comparison) every(x *index, same func(*row) bool) bool {
 	for i := range c.rows {
-		e := record(&c.rows[i])
-		if e == nil {
-			continue
+		if !same(&c.rows[i]) {
+			return false
 		}
-		if n == len(x.m.Entries) || e != &x.m.Entries[n] {
-			return nil
-		}
-		n++
 	}
-	if n == 0 || n < len(x.m.Entries) {
-		return nil
-	}
-	return x.m
+	return len(x.m.Entries) > 0
 }
 
 // now is what is there: the very entry of the as-done manifest where nothing changed.
@@ -208,14 +199,11 @@ func (c *comparison) now(l *item) *entry.Entry {
 }
 
 func (c *comparison) recordDone() *manifest.Manifest {
-	b := newBuilder(len(c.rows))
+	x := c.target
 	if c.rules.part != nil {
-		c.outside(b, c.base)
-	} else {
-		c.outside(b, c.target)
+		x = c.base
 	}
-	for i := range c.rows {
-		w := &c.rows[i]
+	return c.recordOf(x, func(b *builder, w *row) {
 		switch {
 		case w.done == nil:
 		case w.doneNow:
@@ -223,8 +211,7 @@ func (c *comparison) recordDone() *manifest.Manifest {
 		default:
 			b.add(w.done, c.target.content(w.done), groupIn(1, w.done))
 		}
-	}
-	return b.build(c.live)
+	})
 }
 
 // hidden reports whether a mount that takes no part lies over what the record
@@ -234,33 +221,35 @@ func (c *comparison) hidden(w *row) bool {
 }
 
 func (c *comparison) recordLeft() *manifest.Manifest {
-	b := newBuilder(len(c.rows))
-	c.outside(b, c.base)
-	for i := range c.rows {
-		w := &c.rows[i]
+	return c.recordOf(c.base, func(b *builder, w *row) {
 		switch {
 		case w.alone != "" && w.b != nil && !c.hidden(w):
 			b.add(w.b, c.base.content(w.b), groupIn(1, w.b))
 		case w.alone == "" && w.l != nil:
 			b.add(w.l.Entry, c.contentOf(w.l), liveGroup(w.l))
 		}
-	}
-	return b.build(c.live)
+	})
 }
 
-// outside records what was not compared.
-func (c *comparison) outside(b *builder, x *index) {
-	if c.rules.only == nil {
-		return
-	}
-	rows := c.rows
-	for i := range x.m.Entries {
-		e := &x.m.Entries[i]
-		for len(rows) > 0 && entry.Before(rows[0].path, e.Path) {
-			rows = rows[1:]
+// recordOf gathers what add adds of each row, and of what was not compared
+// what x has, in tree order.
+func (c *comparison) recordOf(x *index, add func(*builder, *row)) *manifest.Manifest {
+	rows, b := c.rows, newBuilder(len(c.rows))
+	if c.rules.only != nil {
+		b = newBuilder(len(c.rows) + len(x.m.Entries))
+		for i := range x.m.Entries {
+			e := &x.m.Entries[i]
+			for len(rows) > 0 && entry.Before(rows[0].path, e.Path) {
+				add(b, &rows[0])
+				rows = rows[1:]
+			}
+			if len(rows) == 0 || rows[0].path != e.Path {
+				b.add(e, x.content(e), groupIn(2, e))
+			}
 		}
-		if len(rows) == 0 || rows[0].path != e.Path {
-			b.add(e, x.content(e), groupIn(2, e))
-		}
 	}
+	for i := range rows {
+		add(b, &rows[i])
+	}
+	return b.build(c.live)
 }

@@ -349,7 +349,10 @@ func (r *runner) complete(p *Plan) error {
 		}
 	}
 	if p != nil {
-		if err := n.writeCache(j.to, p.doneID, p.done, n.states(p)); err != nil {
+		for _, i := range p.afresh {
+			p.known[i] = n.afresh(&p.done.Entries[i])
+		}
+		if err := n.writeCache(j.to, p.doneID, p.done, p.known); err != nil {
 			return err
 		}
 	}

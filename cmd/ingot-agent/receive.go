@@ -186,6 +186,7 @@ func push(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 			return err
 		}
 		plan, err := n.Plan(ctx, t)
+		t.Manifest = nil // the plan has it for as long as it is needed
 		if err != nil {
 			return err
 		}
