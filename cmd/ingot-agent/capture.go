@@ -87,7 +87,10 @@ func capture(ctx context.Context, conn *wire.Conn, req wire.Request) (err error)
 func report(conn *wire.Conn, o *tree.CaptureOptions) {
 	var last time.Time
 	var total int64
-	o.Scanned = func(_ int, bytes int64) { total = bytes }
+	o.Scanned = func(entries int, bytes int64) {
+		total = bytes
+		roomFor(entries)
+	}
 	o.Progress = func(bytes, _ int64) { // from one goroutine; a report that is lost is no loss
 		if time.Since(last) > time.Second {
 			last = time.Now()

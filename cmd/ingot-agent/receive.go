@@ -26,17 +26,23 @@ import (
 	"ingot/rollback"
 )
 
-// memory is what the agent's heap tries to stay under, in bytes: a node has
-// its own work to do. Above it the collector runs as often as it can, which
-// costs time and, for manifests of very many entries, does not help.
-const memory = 64 << 20
+// The agent's heap tries to stay under memory, in bytes: a node has its own
+// work to do. Near it the collector runs as often as it can, which is in vain
+// where what is needed does not fit: trees of very many entries get perEntry
+// of each.
+const (
+	memory   = 56 << 20
+	perEntry = 1500
+)
+
+// roomFor makes room for a tree of so many entries.
+func roomFor(entries int) { debug.SetMemoryLimit(max(memory, int64(entries)*perEntry)) }
 
 // receive serves one request of a controller. Once a switch has begun it is
 // finished whatever becomes of the connection: hanging up and closed pipes are
 // ignored, and the generation tells the next controller how it ended.
 func receive(c *cli.Context) error {
-	debug.SetGCPercent(40)
-	debug.SetMemoryLimit(memory)
+	roomFor(0)
 	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
 	in, out := pollable(os.Stdin), pollable(os.Stdout)
 	conn := wire.New(in, out)
@@ -185,6 +191,7 @@ func push(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 		if err := conn.Send(wire.KindProgress, wire.Progress{Task: "compare"}); err != nil {
 			return err
 		}
+		roomFor(len(t.Manifest.Entries))
 		plan, err := n.Plan(ctx, t)
 		t.Manifest = nil // the plan has it for as long as it is needed
 		if err != nil {
@@ -201,6 +208,11 @@ func goBack(ctx context.Context, conn *wire.Conn, n *rollback.Node, req wire.Req
 	}
 	if err := conn.SendKept(kept(n)); err != nil {
 		return err
+	}
+	if cur, err := n.Current(); err == nil {
+		if m, err := n.Manifest(cur.Number); err == nil { // it is read once
+			roomFor(len(m.Entries))
+		}
 	}
 	plan, err := n.PlanRollback(ctx, req.To, policy, req.By)
 	if err != nil {

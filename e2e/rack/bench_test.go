@@ -56,6 +56,19 @@ primary / 2G- ext4 rw
 // test is going to damage it.
 func newBench(t *testing.T, ownStore bool, machines ...lab.Machine) *bench {
 	t.Helper()
+	b := assemble(t, machines)
+	b.run("init", b.site)
+	b.command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "operator", "-f", filepath.Join(b.site, "operator"))
+	for _, old := range []string{"nodes", "profile", "class", "files", "scripts", "disk_config"} {
+		b.must(os.RemoveAll(filepath.Join(b.site, old)))
+	}
+	b.makeSite(ownStore)
+	return b
+}
+
+// assemble makes a rack.
+func assemble(t *testing.T, machines []lab.Machine) *bench {
+	t.Helper()
 	if why := os.Getenv(skipEnv); why != "" {
 		t.Skip(why)
 	}
@@ -82,13 +95,12 @@ func newBench(t *testing.T, ownStore bool, machines ...lab.Machine) *bench {
 		}
 		b.must(rack.AddMachine(m))
 	}
-	b.makeSite(ownStore)
 	return b
 }
 
+// makeSite writes the files of the site, and knows all machines of the rack.
 func (b *bench) makeSite(ownStore bool) {
 	b.t.Helper()
-	b.run("init", b.site)
 	store := filepath.Join(goldenSite(), ".ingot", "store")
 	if ownStore {
 		own := filepath.Join(b.site, ".ingot", "store")
@@ -96,21 +108,17 @@ func (b *bench) makeSite(ownStore bool) {
 		b.command("cp", "-a", store, own)
 		store = own
 	}
-	key := filepath.Join(b.site, "operator")
-	b.command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "operator", "-f", key)
-	pub, err := os.ReadFile(key + ".pub")
-	b.must(err)
-	for _, old := range []string{"nodes", "profile", "class", "files", "scripts", "disk_config"} {
-		b.must(os.RemoveAll(filepath.Join(b.site, old)))
-	}
-	b.write("ingot.yaml", fmt.Sprintf(siteYAML, b.rack.Bridge(), strings.TrimSpace(string(pub)), store))
+	pub := strings.TrimSpace(b.read("operator.pub"))
+	b.write("ingot.yaml", fmt.Sprintf(siteYAML, b.rack.Bridge(), pub, store))
 	b.write("profile/DEFAULT.yaml", fmt.Sprintf(profileYAML, image))
 	b.write("disk_config/DEFAULT", disksText)
 	b.write("class/DEFAULT.var", "RACK=test\n")
 	for _, name := range b.rack.Machines() {
 		m, err := b.rack.Machine(name)
 		b.must(err)
-		b.run("node", "add", name, "--mac", m.MAC)
+		if _, err := os.Stat(filepath.Join(b.site, "nodes", name+".yaml")); err != nil {
+			b.run("node", "add", name, "--mac", m.MAC)
+		}
 	}
 }
 

@@ -37,16 +37,14 @@ const quiet = `touch /root/stop; while [ ! -e /root/counted ] || [ ! -e /root/in
 // snapshot gives an image that is true to the snapshot; of another the
 // capture is refused, and says which files would not hold still.
 func TestCaptureWhileTheNodeWrites(t *testing.T) {
-	b := newBench(t, true, lab.Machine{Name: "n1", Firmware: lab.BIOS}, lab.Machine{Name: "n2", Firmware: lab.UEFI})
+	b := newInstalled(t, lab.Machine{Name: "n1", Firmware: lab.BIOS}, lab.Machine{Name: "n2", Firmware: lab.UEFI})
 	b.run("node", "set", "n2", "--class", "BTRFS")
 	b.write("disk_config/BTRFS", strings.Replace(disksText, "ext4 rw", "btrfs rw", 1))
-	b.run("node", "set", "all", "--install")
-	b.serve()
+	b.run("node", "set", "n2", "--install")
+	b.must(b.rack.PowerOn("n2"))
+	b.on("n1")
+	b.seen(loginWait, "n2", "login", "with the node's host key", 1, "failed", "alarm")
 	for _, n := range []string{"n1", "n2"} {
-		b.must(b.rack.PowerOn(n))
-	}
-	for _, n := range []string{"n1", "n2"} {
-		b.seen(loginWait, n, "login", "with the node's host key", 1, "failed", "alarm")
 		b.ssh(n, "mkdir -p /root/debs")
 		for _, deb := range debs(t) {
 			b.upload(n, deb, "/root/debs/")

@@ -58,6 +58,7 @@ func main(m *testing.M) int {
 	case !inside:
 		return 0
 	}
+	defer os.RemoveAll(installedDir())
 	return m.Run()
 }
 

@@ -80,10 +80,10 @@ func (b *bench) replay(begin, end int64) *history {
 	st, err := os.Stat(m.Disks[0].Path)
 	b.must(err)
 	h := &history{b: b, dir: b.reflinks(), log: b.openLog(), size: st.Size()}
-	work, err := os.Create(filepath.Join(h.dir, "work.img"))
+	b.copyDisk(installedDisk(), filepath.Join(h.dir, "work.img")) // what the log began on
+	work, err := os.OpenFile(filepath.Join(h.dir, "work.img"), os.O_RDWR, 0)
 	b.must(err)
 	defer work.Close()
-	b.must(work.Truncate(h.size))
 	inside := false
 	for e, err := range h.log.All() {
 		b.must(err)

@@ -28,14 +28,11 @@ import (
 // writes, has a file system that fsck finds clean, and the recovery makes it
 // exactly one of the generations. Some of these disks are booted.
 func TestPowerCuts(t *testing.T) {
-	b := newBench(t, true, lab.Machine{Name: "n1", Firmware: lab.BIOS, Disks: []lab.Disk{{SizeBytes: 8 << 30, WriteLog: "n1.writes"}}})
+	b := newInstalled(t, lab.Machine{Name: "n1", Firmware: lab.BIOS, Disks: []lab.Disk{{SizeBytes: 8 << 30, WriteLog: "n1.writes"}}})
 	b.needs("mkfs.xfs", "mount", "debugfs", "e2fsck", "sfdisk", "busybox")
-	b.run("node", "set", "n1", "--install")
-	b.serve()
-	b.must(b.rack.PowerOn("n1"))
 	j := &judge{agent: binary() + "-agent-amd64"}
-	j.old, j.next = b.second("app:2") // while the machine installs
-	b.seen(loginWait, "n1", "login", "with the node's host key", 1, "failed", "alarm")
+	j.old, j.next = b.second("app:2")
+	b.on("n1")
 	j.mounts = strings.Fields(b.ssh("n1", "findmnt -rno TARGET | grep -v '^/$'"))
 	begin := b.logged()
 	t.Log(b.run("push", "app:2", "n1", "--confirm", "0")) // a trial would be taken back by the boots
