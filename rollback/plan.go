@@ -175,8 +175,8 @@ type Plan struct {
 	base   *index
 	live   *live // what the scan found
 	scan   *scanner
-	known  states  // of the inodes that hold what done says
-	afresh []int32 // entries of done that the switch makes or changes: their states are to be looked up
+	known  states              // of the inodes that hold what done says
+	afresh []int32             // entries of done that the switch makes or changes: their states are to be looked up
 	links  map[int]undoFile    // slot -> undo copy that becomes the file
 	undo   *undoIndex          // what the generations keep; nil when nothing was looked for
 	used   []undoFile          // undo copies that are no longer such afterwards
