@@ -94,7 +94,7 @@ func (vols reach) prepareSwitch(ctx context.Context, p *Plan) (*runner, Generati
 	}
 	g.Number, g.From, g.When = r.j.to, r.j.from, n.now().UTC()
 	if g.Trial != nil {
-		g.Trial = &Trial{Window: g.Trial.Window, Until: g.When.Add(g.Trial.Window)}
+		g.Trial = &Trial{Window: g.Trial.Window, Until: g.When.Add(g.Trial.Window), Ran: g.Trial.Ran}
 	}
 	if p.doneID, err = n.writeGeneration(dir+"/next", g, p.done); err != nil {
 		return nil, g, err

@@ -17,6 +17,7 @@ import (
 type Trial struct {
 	Window    time.Duration `json:"window"`             // how long it may take, in nanoseconds
 	Until     time.Time     `json:"until"`              // set by Switch; for people, and for a guard that was started again
+	Ran       []string      `json:"ran,omitempty"`      // services that ran before the switch: a revert starts them again
 	Reported  time.Time     `json:"reported,omitzero"`  // when all had been looked at after the switch; the zero time: not yet
 	Confirmed time.Time     `json:"confirmed,omitzero"` // when; the zero time: not yet
 	By        string        `json:"by,omitempty"`       // who confirmed it
@@ -53,8 +54,11 @@ func (e *TrialError) Is(target error) bool { return target == ErrOnTrial }
 func (g *Generation) OnTrial() bool { return g.Trial != nil && g.Trial.Confirmed.IsZero() }
 
 // Try makes the generation of a plan one that has to be confirmed within a
-// time of its switch. The plan must not be switched yet.
-func (p *Plan) Try(window time.Duration) { p.Generation.Trial = &Trial{Window: window} }
+// time of its switch; ran are the services that run. The plan must not be
+// switched yet.
+func (p *Plan) Try(window time.Duration, ran ...string) {
+	p.Generation.Trial = &Trial{Window: window, Ran: ran}
+}
 
 // Next is the number that the generation of a plan will have.
 func (p *Plan) Next() int { return max(p.Base, 1) + 1 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -33,7 +34,7 @@ func window(req wire.Request) time.Duration {
 // back at once.
 func switchTo(ctx context.Context, conn *wire.Conn, n *rollback.Node, plan *rollback.Plan, req wire.Request) (done wire.Done, err error) {
 	if window := window(req); window > 0 {
-		plan.Try(window)
+		plan.Try(window, running(ctx, req.Dir)...)
 		if err := startGuard(ctx, req.Dir, plan.Next(), window, req.Units); err != nil {
 			return done, err
 		}
@@ -131,13 +132,35 @@ func failures(found []rollback.Health) string {
 	return strings.Join(out, "; ")
 }
 
-// goBackNow reverts a generation and brings up what ran before.
-func goBackNow(ctx context.Context, n *rollback.Node, num int, why string, policy units.Policy) (rollback.Generation, error) {
-	g, plan, err := n.Revert(ctx, num, why)
-	if err == nil {
-		bringUp(ctx, plan.Changes(), policy)
+// running lists the services that run before a switch. Where that is not
+// known, a revert starts none of them again.
+func running(ctx context.Context, dir string) []string {
+	if _, err := os.Stat("/run/systemd/system"); err != nil || dir != "/" { // sd_booted(3)
+		return nil
 	}
-	return g, err
+	list, _ := (&units.Survey{}).Running(ctx)
+	return list
+}
+
+// goBackNow reverts a generation, brings up what the way back concerns, and
+// starts what ran before and did not outlive what is taken back.
+func goBackNow(ctx context.Context, n *rollback.Node, num int, why string, policy units.Policy) (rollback.Generation, error) {
+	var ran []string
+	if g, err := n.Current(); err == nil && g.Number == num && g.OnTrial() {
+		ran = g.Trial.Ran
+	}
+	g, plan, err := n.Revert(ctx, num, why)
+	if err != nil {
+		return g, err
+	}
+	found, _ := bringUp(ctx, plan.Changes(), policy)
+	for _, d := range (&units.Survey{}).Restore(ctx, ran) {
+		found = append(found, rollback.Health{What: d.Action.String(), OK: d.OK, Why: d.Why})
+	}
+	if len(found) > 0 && n.Report(g.Number, found) == nil { // it has gone back, whether or not that can be recorded
+		g.Health = found
+	}
+	return g, nil
 }
 
 // confirm ends a trial, one way or the other. It is asked for over a

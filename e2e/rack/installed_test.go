@@ -61,12 +61,18 @@ func (b *bench) copyDisk(from, to string) {
 // on switches a machine on and waits until somebody can log in.
 func (b *bench) on(name string) {
 	b.t.Helper()
-	logins := 0
-	for _, e := range b.events(name) {
-		if e.Stage == "login" {
-			logins++
-		}
-	}
+	logins := b.logins(name)
 	b.must(b.rack.PowerOn(name))
 	b.seen(loginWait, name, "login", "", logins+1, "failed", "alarm")
+}
+
+// logins counts how often a machine has come up.
+func (b *bench) logins(name string) (n int) {
+	b.t.Helper()
+	for _, e := range b.events(name) {
+		if e.Stage == "login" {
+			n++
+		}
+	}
+	return n
 }

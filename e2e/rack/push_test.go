@@ -55,21 +55,32 @@ func TestPowerCutInTheSwitch(t *testing.T) {
 // cutAtTheSwitch pushes and pulls the cord when the agent says that it switches.
 func (b *bench) cutAtTheSwitch() {
 	b.t.Helper()
-	c := exec.Command(binary(), "push", "app:2", "n1")
-	c.Env = append(os.Environ(), "INGOT_SITE="+b.site)
-	out, err := c.StderrPipe()
-	b.must(err)
-	b.must(c.Start())
-	lines := bufio.NewScanner(out)
-	for lines.Scan() {
-		if strings.Contains(lines.Text(), "n1: switch") {
-			time.Sleep(30 * time.Millisecond)
-			b.must(b.rack.PowerOff("n1"))
-			b.must(c.Process.Kill()) // it would wait for the node to come back
-			break
-		}
-	}
-	if err := c.Wait(); err == nil {
+	if _, err := b.pushUntil("app:2", "n1: switch", func(push *os.Process) {
+		time.Sleep(30 * time.Millisecond)
+		b.must(b.rack.PowerOff("n1"))
+		b.must(push.Kill()) // it would wait for the node to come back
+	}); err == nil {
 		b.t.Log("the push had ended before the cord was pulled")
 	}
+}
+
+// pushUntil pushes to n1 and does something as soon as a line is said. It
+// returns all that was said.
+func (b *bench) pushUntil(ref, line string, do func(push *os.Process)) (string, error) {
+	b.t.Helper()
+	c := exec.Command(binary(), "push", ref, "n1")
+	c.Env = append(os.Environ(), "INGOT_SITE="+b.site)
+	pipe, err := c.StderrPipe()
+	b.must(err)
+	b.must(c.Start())
+	var said strings.Builder
+	done := false
+	for lines := bufio.NewScanner(pipe); lines.Scan(); {
+		said.WriteString(lines.Text() + "\n")
+		if !done && strings.Contains(lines.Text(), line) {
+			done = true
+			do(c.Process)
+		}
+	}
+	return said.String(), c.Wait()
 }

@@ -34,9 +34,9 @@ shift
 case $verb in
 show)
 	shift 2
-	if [ "$1" = '*' ]; then
-		cd units && set -- * && cd ..
-	fi
+	case $1 in
+	'*'*) cd units && set -- $1 && cd .. ;;
+	esac
 	for u; do
 		if [ -f "units/$u" ]; then
 			cat "units/$u"

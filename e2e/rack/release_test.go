@@ -1,0 +1,158 @@
+package rack
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"ingot/lab"
+)
+
+// goodRelease has a service, and a firewall that is a script.
+var goodRelease = map[string]string{
+	"etc/systemd/system/app.service":      "[Service]\nExecStart=/usr/local/bin/app\n[Install]\nWantedBy=multi-user.target\n",
+	"etc/systemd/system/firewall.service": "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/usr/local/sbin/firewall\n[Install]\nWantedBy=multi-user.target\n",
+	"usr/local/bin/app":                   "#!/bin/sh\nexec sleep infinity\n",
+	"usr/local/sbin/firewall":             "#!/bin/sh\nfor l in /sys/class/net/e*; do ip link set dev ${l##*/} up; done\n",
+}
+
+// badReleases break a node each in a way of their own.
+var badReleases = []struct {
+	name   string
+	files  map[string]string // what is in them; "" for what they lack
+	within time.Duration     // how long the node waits to be confirmed
+	why    string            // what the record says
+}{
+	{"unit", map[string]string{"usr/local/bin/app": "#!/bin/sh\necho no configuration >&2\nexit 1\n"}, 40 * time.Second, "app.service"},
+	{"sshd", map[string]string{"usr/sbin/sshd": "#!/bin/sh\nexit 1\n"}, 20 * time.Second, "nobody confirmed it"},
+	{"network", map[string]string{"usr/local/sbin/firewall": "#!/bin/sh\nfor l in /sys/class/net/e*; do ip link set dev ${l##*/} down; done\n"}, 20 * time.Second, "nobody confirmed it"},
+	{"libc", map[string]string{"usr/lib/x86_64-linux-gnu/libc.so.6": ""}, 20 * time.Second, "app.service"},
+}
+
+// A release that breaks a service, sshd, the network or the C library: the
+// node comes back from each by itself, as it was, and the record says why. It
+// comes back too when it is reset in the middle of a switch that takes libc away.
+func TestBadReleases(t *testing.T) {
+	b := newInstalled(t, lab.Machine{Name: "n1", Firmware: lab.BIOS})
+	b.releases()
+	b.on("n1")
+	b.run("push", "app:good", "n1")
+	b.ssh("n1", "systemctl daemon-reload && systemctl enable --now app firewall")
+	b.write("profile/DEFAULT.yaml", b.read("profile/DEFAULT.yaml")+"restart: restart\nrestart_except: [ssh.service]\ncheck:\n  - {unit: app.service, retry_for: 5s}\n")
+	b.run("push", "app:good", "n1") // nothing to do
+	want := b.ssh("n1", look)
+	for _, bad := range badReleases {
+		t.Run(bad.name, func(t *testing.T) {
+			begun := time.Now()
+			out, err := b.try("push", "app:"+bad.name, "n1", "--confirm", bad.within.String())
+			if err == nil || !strings.Contains(out, "reverted") || !strings.Contains(out, bad.why) {
+				t.Errorf("push of a release that breaks the node: %v\n%s", err, out)
+			}
+			t.Logf("known after %.0f s: %s", time.Since(begun).Seconds(), lastLines(out, 1))
+			b.recorded(t, "reverted", bad.why)
+			b.cameBack(t, want)
+		})
+	}
+	t.Run("reset in the switch", func(t *testing.T) {
+		b.resetInTheSwitch(t, "app:libc")
+		b.cameBack(t, want)
+	})
+}
+
+// look tells what a node is, in a way that a broken one cannot.
+const look = `set -e; sha256sum /usr/local/bin/app /usr/local/sbin/firewall /usr/sbin/sshd /usr/lib/x86_64-linux-gnu/libc.so.6; systemctl is-active app firewall ssh; ls /.ingot/journal 2>/dev/null || echo settled`
+
+// releases captures the golden image with the good and the bad releases.
+func (b *bench) releases() {
+	b.t.Helper()
+	dir := filepath.Join(b.rack.Dir(), "release")
+	b.must(os.Mkdir(dir, 0o755))
+	b.run("push", image, "--dir", dir)
+	b.must(os.RemoveAll(filepath.Join(dir, ".ingot")))
+	put := func(files map[string]string) {
+		for name, text := range files {
+			path := filepath.Join(dir, name)
+			b.must(os.MkdirAll(filepath.Dir(path), 0o755))
+			if text == "" {
+				b.must(os.Remove(path))
+				continue
+			}
+			mode := os.FileMode(0o644)
+			if strings.HasPrefix(text, "#!") {
+				mode = 0o755
+			}
+			b.must(os.WriteFile(path, []byte(text), mode))
+			b.must(os.Chmod(path, mode))
+		}
+	}
+	put(goodRelease)
+	wants := filepath.Join(dir, "etc/systemd/system/multi-user.target.wants")
+	b.must(os.MkdirAll(wants, 0o755))
+	for _, unit := range []string{"app", "firewall"} {
+		b.must(os.Symlink("/etc/systemd/system/"+unit+".service", filepath.Join(wants, unit+".service")))
+	}
+	b.run("image", "capture", dir, "app:good")
+	for _, bad := range badReleases {
+		for name := range bad.files {
+			path := filepath.Join(dir, name)
+			kept := filepath.Join(b.rack.Dir(), "kept")
+			b.command("cp", "-a", path, kept)
+			put(bad.files)
+			b.run("image", "capture", dir, "app:"+bad.name)
+			b.must(os.RemoveAll(path))
+			b.must(os.Rename(kept, path))
+		}
+	}
+}
+
+// recorded checks how the last deployment ended for n1.
+func (b *bench) recorded(t *testing.T, state, why string) {
+	t.Helper()
+	out := b.run("deployment", "show", "last", "--json")
+	var d struct {
+		Nodes []struct{ Node, State, Reason string }
+	}
+	b.must(json.Unmarshal([]byte(out), &d))
+	if len(d.Nodes) != 1 || d.Nodes[0].State != state || !strings.Contains(d.Nodes[0].Reason, why) {
+		t.Errorf("deployment show says %+v, want %s because of %q", d.Nodes, state, why)
+	}
+	if text := b.run("deployment", "show", "last"); !strings.Contains(text, why) {
+		t.Errorf("deployment show does not say %q:\n%s", why, text)
+	}
+}
+
+// cameBack checks that a node is what it was, within a minute.
+func (b *bench) cameBack(t *testing.T, want string) {
+	t.Helper()
+	got := ""
+	b.within(time.Minute, "the node is what it was", func() bool {
+		c := exec.Command("ssh", append(b.sshOptions("n1"), "root@"+b.node("n1").Address, "--", look)...)
+		out, _ := c.CombinedOutput()
+		got = strings.TrimSpace(string(out))
+		return got == want
+	})
+}
+
+// resetInTheSwitch presses the button when the agent says that it switches.
+func (b *bench) resetInTheSwitch(t *testing.T, ref string) {
+	t.Helper()
+	logins := b.logins("n1")
+	out, err := b.pushUntil(ref, "n1: switch", func(*os.Process) {
+		time.Sleep(60 * time.Millisecond)
+		b.must(b.rack.Reset("n1"))
+	})
+	if err == nil {
+		t.Errorf("a push whose node was reset in its switch: %s", out)
+	}
+	t.Logf("the push: %s", lastLines(out, 2))
+	b.seen(loginWait, "n1", "login", "", logins+1, "failed", "alarm")
+	show := b.run("deployment", "show", "last")
+	t.Logf("%s\n%s", show, b.ssh("n1", "/.ingot/agent generations"))
+	if !strings.Contains(show, "booted before it was confirmed") && !strings.Contains(show, "still generation") {
+		t.Errorf("deployment show does not say what became of the node:\n%s", show)
+	}
+}
