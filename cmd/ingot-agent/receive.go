@@ -170,7 +170,7 @@ func policyOf(keep, take []string, usual wire.Local) (rollback.Policy, error) {
 }
 
 func push(ctx context.Context, conn *wire.Conn, req wire.Request) error {
-	t := rollback.Target{ID: req.Manifest, Within: req.Within, Image: req.Ref, ImageID: req.Image, Overlay: req.Overlay, Mode: "live", By: req.By}
+	t := rollback.Target{ID: req.Manifest, Within: req.Within, Image: req.Ref, ImageID: req.Image, Overlay: req.Overlay, Mode: "live", By: req.By, Full: req.Full}
 	var err error
 	if t.Policy, err = policyOf(req.Keep, req.Take, req.Usual); err != nil {
 		return err

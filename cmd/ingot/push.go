@@ -52,6 +52,7 @@ func (p *program) pushCommand() *cli.Command {
 			"ingot push web:2 --dir /mnt"},
 		flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "path", Usage: "only `PATH` of the image, such as /srv/www"},
+			&cli.BoolFlag{Name: "checksum", Usage: "read every file of the node, also those whose inode did not change: finds what a disk has damaged"},
 			&cli.BoolFlag{Name: "force", Usage: "with --dir: also where DIR holds what ingot did not put there"},
 			confirmFlag(defaultConfirm),
 		}, conflictFlags()...), run: p.push}.command()
@@ -154,6 +155,7 @@ func (p *program) rollback(c *cli.Context) error {
 
 func (p *program) policy(c *cli.Context, req *wire.Request) {
 	req.DryRun, req.Keep, req.Take, req.Confirm = c.Bool("dry-run"), c.StringSlice("keep"), c.StringSlice("take"), c.Duration("confirm")
+	req.Full = c.Bool("checksum")
 }
 
 func (p *program) talk(ctx context.Context, c *cli.Context, w *world, n *site.Node, bar *bar) imager.Talk {

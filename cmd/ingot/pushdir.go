@@ -215,7 +215,7 @@ func (d *dirPush) run(out *outcome, old func(digest.ID) (*manifest.Manifest, err
 	}
 	d.bar.show(wire.Progress{Task: "compare"})
 	plan, err := d.n.Plan(d.c.Context, rollback.Target{Manifest: d.manifest, Image: d.image.ref, ImageID: d.image.id, Within: within,
-		Policy: policy, Exact: true, By: operator(), Mode: "live"})
+		Policy: policy, Exact: true, Full: d.c.Bool("checksum"), By: operator(), Mode: "live"})
 	if err != nil {
 		return err
 	}

@@ -41,6 +41,7 @@ type Request struct {
 	Overlay   digest.ID `json:"overlay,omitzero"`  // of the overlay's manifest
 	Manifest  digest.ID `json:"manifest,omitzero"` // of the target's manifest: image and overlay, merged
 	Arch      string    `json:"arch,omitempty"`    // what the image's programs run on, as Go calls it; "" for anything
+	Full      bool      `json:"full,omitempty"`    // read every file, whatever its inode says
 	Within    string    `json:"within,omitempty"`  // the path that alone is changed, with what is in it; "" for all
 	NodeOwned []string  `json:"node_owned,omitempty"`
 	Derived   []string  `json:"derived,omitempty"` // the first push of a node leaves what was made for its machine
