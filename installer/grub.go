@@ -81,8 +81,12 @@ func grubConfig(c bootConfig) string {
   done
 fi
 `, boot)
+	// The pair before (package rollback), which is the usual one while a generation is on trial.
+	b.WriteString("if [ -f /.ingot/boot/trial ]; then set kernel=/.ingot/boot/vmlinuz; set initrd=/.ingot/boot/initrd.img; fi\n")
 	fmt.Fprintf(&b, "menuentry %q {\n  linux $kernel root=UUID=%s ro %s init=/.ingot/agent\n  if [ -n \"$initrd\" ]; then initrd $initrd; fi\n}\n", c.name, c.rootUUID, grubArgs(c.args))
 	fmt.Fprintf(&b, "menuentry %q {\n  linux $kernel root=UUID=%s ro %s single\n  if [ -n \"$initrd\" ]; then initrd $initrd; fi\n}\n", c.name+" (single user, without recovery)", c.rootUUID, grubArgs(c.args))
+	fmt.Fprintf(&b, "if [ -f /.ingot/boot/vmlinuz ]; then\nmenuentry %q {\n  linux /.ingot/boot/vmlinuz root=UUID=%s ro %s init=/.ingot/agent ingot-rollback\n  initrd /.ingot/boot/initrd.img\n}\nfi\n",
+		c.name+" (back to the generation before)", c.rootUUID, grubArgs(c.args))
 	return b.String()
 }
 

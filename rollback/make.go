@@ -285,7 +285,7 @@ func (n *Node) finish(ctx context.Context, p *Plan, l *live, s *scanner) error {
 	if err := n.sources(ctx, p, l, s); err != nil {
 		return fmt.Errorf("plan: %w", err)
 	}
-	p.measure()
+	p.measure(n.pairBytes(p))
 	p.Notes = append(p.Notes, writers(p)...)
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 type Outcome struct {
 	Did      Did
 	From, To int    // the generations of the interrupted switch
+	Boot     bool   // it changes what a boot loader reads: the kernel that runs may be that of the other one
 	Foreign  []Note // paths that someone else changed meanwhile: left as they are
 }
 
@@ -80,7 +81,7 @@ func (n *Node) readJournal() (*journal, error) {
 
 // resume finishes or undoes a switch. It begins when all volumes are there.
 func (n *Node) resume(j *journal) (out Outcome, err error) {
-	out = Outcome{From: j.from, To: j.to}
+	out = Outcome{From: j.from, To: j.to, Boot: j.boots()}
 	vols, err := n.open(j.volumes)
 	if err != nil {
 		return out, err
@@ -117,6 +118,9 @@ func (r *runner) back() ([]Note, error) {
 				return nil, fmt.Errorf("undo times of %q: %w", j.steps[i].path, err)
 			}
 		}
+	}
+	if err := n.usualPair(j.volumes); err != nil {
+		return nil, err
 	}
 	if err := r.settle(); err != nil {
 		return nil, err

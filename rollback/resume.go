@@ -156,7 +156,9 @@ func filled(ranges, holes []entry.Extent) bool {
 // work here does that himself; that it cannot be done is no failure.
 func (n *Node) tidy() {
 	old, torn := n.stages(), n.torn()
-	if len(old)+len(torn) == 0 {
+	g, err := n.Current()
+	settled := (err == nil || errors.Is(err, ErrNoGeneration)) && !g.OnTrial() && len(n.trialMarks(g.Volumes)) > 0
+	if len(old)+len(torn) == 0 && !settled {
 		return
 	}
 	unlock, err := n.lockIdle("tidy up")
@@ -164,6 +166,11 @@ func (n *Node) tidy() {
 		return
 	}
 	defer unlock()
+	if settled { // whoever made the mark died before the switch, or after the confirmation
+		if err := n.usualPair(g.Volumes); err != nil {
+			n.log().Warn("the boot entry of the generation before is still the usual one", slogx.Err, err)
+		}
+	}
 	before := n.now().Add(-outdated).UnixNano()
 	for _, path := range old {
 		if err := n.removeOld(path, before); err != nil {

@@ -89,10 +89,10 @@ type Source interface {
 // processes; those that change something exclude each other (ErrBusy).
 type Node struct {
 	// config; set before use
-	Log    *slog.Logger     // nil discards
-	Keep   int              // generations to keep besides pinned ones; 0 means 3
-	Freeze bool             // after a change below boot/, FIFREEZE and FITHAW when the tree is its own mount
-	Now    func() time.Time // nil means time.Now
+	Log   *slog.Logger     // nil discards
+	Keep  int              // generations to keep besides pinned ones; 0 means 3
+	Boots bool             // the machine boots from this tree: a change of what its boot loader reads is brought to its final place, and the pair before is kept
+	Now   func() time.Time // nil means time.Now
 
 	// state
 	path string

@@ -9,14 +9,15 @@ import (
 // room is what staging takes on one file system.
 type room struct{ bytes, inodes int64 }
 
-// measure adds up what staging takes.
-func (p *Plan) measure() {
+// measure adds up what staging takes, and the copy of a pair.
+func (p *Plan) measure(pair int64) {
 	const block = 4096
 	up := func(n int64) int64 { return (n + block - 1) / block * block }
 	p.room = make([]room, max(len(p.vols), 1))
 	for i := range p.room {
 		p.room[i] = room{64 << 10, 16}
 	}
+	p.room[0].bytes += pair
 	if p.live != nil { // two manifests and the journal, generously
 		p.room[0].bytes += int64(max(len(p.base.m.Entries), len(p.live.items))) * 300
 	}

@@ -24,7 +24,7 @@ func (r *runner) settle() error {
 // written then is blocks of directories, which are old or new as a whole; and
 // after it, and after a way back.
 func (r *runner) toBoot() {
-	if !r.n.Freeze || os.Geteuid() != 0 {
+	if !r.n.Boots || os.Geteuid() != 0 {
 		return
 	}
 	for i := range r.vols {

@@ -76,6 +76,6 @@ func mountedNode(t *testing.T, path string) (*Node, Source, Target) {
 	plot(t, next, map[string]string{path: "new"})
 	m := snapshot(t, next)
 	n := open(t, top)
-	n.Freeze = true
+	n.Boots = true
 	return n, chunked(t, next, m, 3000), Target{Manifest: m, Image: "next:1", Policy: Policy{Default: Take}}
 }

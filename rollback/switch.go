@@ -46,6 +46,9 @@ func (n *Node) doSwitch(ctx context.Context, p *Plan) (Generation, error) {
 	if err != nil {
 		return Generation{}, errors.Join(err, vols.unstage(p))
 	}
+	if err := r.keepPair(g.Trial != nil); err != nil {
+		return Generation{}, errors.Join(err, n.usualPair(r.j.volumes), vols.unstage(p))
+	}
 	r.toBoot()
 	if err := n.writeState(in("journal"), r.j.encode()); err != nil {
 		return Generation{}, n.takeBack(r, p, err)
@@ -113,7 +116,7 @@ func (vols reach) unstage(p *Plan) error {
 // takeBack undoes a switch that failed.
 func (n *Node) takeBack(r *runner, p *Plan, cause error) error {
 	if !n.exists(in("journal")) {
-		return errors.Join(cause, r.vols.unstage(p)) // its fsync or rename failed: nothing was begun
+		return errors.Join(cause, n.usualPair(r.j.volumes), r.vols.unstage(p)) // its fsync or rename failed: nothing was begun
 	}
 	foreign, err := r.back()
 	if err != nil {

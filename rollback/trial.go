@@ -69,9 +69,11 @@ func (n *Node) Confirm(num int, by string) error {
 	err := n.onTrial("confirm", num, func(g Generation) error {
 		if g.Trial.Confirmed.IsZero() {
 			g.Trial.Confirmed, g.Trial.By, g.Trial.Stuck = n.now().UTC(), by, ""
-			return n.writeState(genDir(num, "meta.json"), encodeMeta(g))
+			if err := n.writeState(genDir(num, "meta.json"), encodeMeta(g)); err != nil {
+				return err
+			}
 		}
-		return nil
+		return n.usualPair(g.Volumes)
 	})
 	if err != nil {
 		return fmt.Errorf("confirm generation %d: %w", num, err)
@@ -150,6 +152,27 @@ func (n *Node) Revert(ctx context.Context, num int, why string) (Generation, *Pl
 		}))
 	}
 	return g, nil, fmt.Errorf("revert generation %d (%s): %w", num, why, err)
+}
+
+// TakeBack takes the current generation back to the one before it for somebody
+// who asks no questions: what the node changed since is dealt with as by Revert.
+func (n *Node) TakeBack(ctx context.Context, by string) (Generation, *Plan, error) {
+	g, err := n.Current()
+	if err != nil {
+		return g, nil, fmt.Errorf("take back: %w", err)
+	}
+	p, err := n.planRevert(ctx, g)
+	if err == nil {
+		p.Generation.By = by
+		err = n.Stage(ctx, p, nil)
+	}
+	if err == nil {
+		g, err = n.Switch(ctx, p)
+	}
+	if err != nil {
+		return g, nil, fmt.Errorf("take back generation %d: %w", g.Number, err)
+	}
+	return g, p, nil
 }
 
 // planRevert plans the way back from a generation on trial. What the node

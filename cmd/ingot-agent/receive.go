@@ -97,7 +97,7 @@ func withNode(dir string, fn func(*rollback.Node) error) error {
 	if err != nil {
 		return err
 	}
-	n.Freeze = dir == "/"
+	n.Boots = dir == "/"
 	return errors.Join(underWay(dir, fn(n)), n.Close())
 }
 
@@ -431,4 +431,7 @@ func pinHere(c *cli.Context) error {
 	})
 }
 
-func recoverHere(c *cli.Context) error { return recoverTree(c.String("dir"), c.App.Writer) }
+func recoverHere(c *cli.Context) error {
+	_, err := recoverTree(c.String("dir"), c.App.Writer)
+	return err
+}

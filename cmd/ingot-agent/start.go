@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,14 +20,23 @@ import (
 // on trial when the machine went down, and then becomes the real init. Where
 // there is neither it costs a few system calls. Whatever goes wrong, init is
 // started: a machine that boots can be repaired.
+//
+// Where that changed the kernel, the one that runs may be of the generation
+// that was left: the machine is booted once more.
 func startSystem(args []string) {
-	if err := recoverRoot(); err != nil {
+	args, back := cutWord(args[1:], backWord)
+	boot, err := recoverRoot(back)
+	if err != nil {
 		fmt.Fprintf(os.Stderr, "ingot-agent: recovery: %v\n", err)
 		time.Sleep(3 * time.Second) // long enough to be read
+	} else if boot {
+		fmt.Fprintln(os.Stderr, "ingot-agent: the kernel has changed: the machine boots again")
+		unix.Sync()
+		fmt.Fprintln(os.Stderr, unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART))
 	}
 	var errs []error
 	for _, path := range []string{"/sbin/init", "/etc/init", "/bin/init", "/bin/sh"} { // as the kernel tries them
-		errs = append(errs, unix.Exec(path, append([]string{path}, args[1:]...), os.Environ()))
+		errs = append(errs, unix.Exec(path, append([]string{path}, args...), os.Environ()))
 	}
 	fmt.Fprintf(os.Stderr, "ingot-agent: no init: %v\n", errors.Join(errs...))
 	for {
@@ -34,29 +44,44 @@ func startSystem(args []string) {
 	}
 }
 
-// recoverRoot recovers / and the other file systems of the switch, when that
-// is needed. The root is mounted read-only at this time, and is again
-// afterwards, for init to check it; the others are not mounted.
-func recoverRoot() error {
-	if need, err := unsettled("/"); !need {
-		return err
+// backWord is what the boot entry of the generation before tells the kernel,
+// which hands words that it does not know to init.
+const backWord = "ingot-rollback"
+
+func cutWord(args []string, word string) (rest []string, found bool) {
+	i := slices.Index(args, word)
+	if i < 0 {
+		return args, false
 	}
-	if err := mountProc(); err != nil {
-		return err
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REMOUNT, ""); err != nil {
-		return fmt.Errorf("make / writable: %w", err)
-	}
-	err := recoverVolumes("/", disks{devices, 20 * time.Second})
-	unix.Sync()
-	return errors.Join(err, unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	return slices.Delete(slices.Clone(args), i, i+1), true
 }
 
-// unsettled reports whether a switch was interrupted, or a generation waits
-// for its confirmation.
+// recoverRoot recovers / and the other file systems of the switch, when that
+// is needed; back says that somebody chose the generation before. The root is
+// mounted read-only at this time, and is again afterwards, for init to check
+// it; the others are not mounted. boot reports that what the loader reads changed.
+func recoverRoot(back bool) (boot bool, err error) {
+	if need, err := unsettled("/"); !need && !back {
+		return false, err
+	}
+	if err := mountProc(); err != nil {
+		return false, err
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REMOUNT, ""); err != nil {
+		return false, fmt.Errorf("make / writable: %w", err)
+	}
+	boot, err = recoverVolumes("/", disks{devices, 20 * time.Second}, back)
+	unix.Sync()
+	return boot, errors.Join(err, unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+}
+
+// unsettled reports whether a switch was interrupted, a generation waits for
+// its confirmation, or the loader has not been told of it.
 func unsettled(top string) (bool, error) {
-	if _, err := os.Lstat(filepath.Join(top, ".ingot/journal")); !errors.Is(err, os.ErrNotExist) {
-		return true, err
+	for _, sign := range []string{".ingot/journal", ".ingot/boot/trial"} {
+		if _, err := os.Lstat(filepath.Join(top, sign)); !errors.Is(err, os.ErrNotExist) {
+			return true, err
+		}
 	}
 	n, err := rollback.Open(top, nil)
 	if err != nil {
@@ -71,42 +96,55 @@ func unsettled(top string) (bool, error) {
 }
 
 // revertTree takes back a generation that nobody confirmed before the machine
-// went down: whatever it did, the machine did not stay up with it.
-func revertTree(top string, say io.Writer) error {
+// went down: whatever it did, the machine did not stay up with it. With back
+// it goes to the generation before in any case.
+func revertTree(top string, back bool, say io.Writer) (boot bool, err error) {
 	n, err := rollback.Open(top, nil)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer n.Close()
+	n.Boots = top == "/"
 	g, err := n.Current()
-	if err != nil || !g.OnTrial() {
-		return err
+	if err != nil || !g.OnTrial() && !back {
+		return false, err
 	}
-	if g, _, err = n.Revert(context.Background(), g.Number, "the machine was booted before it was confirmed"); err != nil {
-		return err
+	var plan *rollback.Plan
+	if g.OnTrial() {
+		g, plan, err = n.Revert(context.Background(), g.Number, "the machine was booted before it was confirmed")
+	} else {
+		g, plan, err = n.TakeBack(context.Background(), "boot entry of the generation before")
+	}
+	if err != nil {
+		return false, err
 	}
 	fmt.Fprintf(say, "ingot-agent: generation %d: %s\n", g.Number, g.Note)
-	return nil
+	return plan.TouchesBoot(), nil
 }
 
 // recoverVolumes mounts what else the switch, or the generation on trial, is
 // about, recovers, takes back what is on trial, and leaves all of it to init.
-func recoverVolumes(top string, d disks) error {
+func recoverVolumes(top string, d disks, back bool) (boot bool, err error) {
 	vols, err := rollback.Volumes(top)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if len(vols) > 0 {
 		if err := mountDev(); err != nil {
-			return err
+			return false, err
 		}
 	}
 	leave, err := d.mount(top, vols)
 	if err == nil {
-		err = errors.Join(recoverTree(top, os.Stderr), revertTree(top, os.Stderr))
+		var first, second bool
+		first, err = recoverTree(top, os.Stderr)
+		if err == nil {
+			second, err = revertTree(top, back, os.Stderr)
+		}
+		boot = first || second
 		unix.Sync()
 	}
-	return errors.Join(err, leave())
+	return boot, errors.Join(err, leave())
 }
 
 // mountDev makes /dev where no initramfs did.
@@ -131,17 +169,17 @@ func mountProc() error {
 	return nil
 }
 
-func recoverTree(top string, say io.Writer) error {
+func recoverTree(top string, say io.Writer) (boot bool, err error) {
 	n, err := rollback.Open(top, nil)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer n.Close()
-	n.Freeze = top == "/"
+	n.Boots = top == "/"
 	out, err := n.Recover(context.Background())
 	if err != nil {
-		return err
+		return false, err
 	}
 	fmt.Fprintf(say, "ingot-agent: %v\n", out)
-	return nil
+	return out.Boot, nil
 }

@@ -189,7 +189,7 @@ func TestRecoveryMountsWhatItNeeds(t *testing.T) {
 			recovered++
 			unmount(t, top+"/srv/deep")
 			unmount(t, top+"/srv")
-			if err := recoverVolumes(top, disks{list, 0}); err != nil {
+			if _, err := recoverVolumes(top, disks{list, 0}, false); err != nil {
 				t.Fatalf("killed at step %d: %v", at, err)
 			}
 			if isMounted(top + "/srv") {

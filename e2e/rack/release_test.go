@@ -58,9 +58,41 @@ func TestBadReleases(t *testing.T) {
 		})
 	}
 	t.Run("reset in the switch", func(t *testing.T) {
-		b.resetInTheSwitch(t, "app:libc")
+		b.resetDuring(t, "app:libc", "n1: switch", 60*time.Millisecond)
 		b.cameBack(t, want)
 	})
+	// The tree is switched, and the checks take their time.
+	b.write("profile/DEFAULT.yaml", b.read("profile/DEFAULT.yaml")+"  - {name: slow, exec: sleep 60, timeout: 90s}\n")
+	t.Run("kernel that does not boot", func(t *testing.T) {
+		b.resetDuring(t, "app:kernel", "n1: checks", time.Second)
+		b.cameBack(t, want)
+		b.recorded(t, "reverted", "booted before it was confirmed")
+		if files := b.ssh("n1", "ls -A /.ingot/boot"); files != "initrd.img\nvmlinuz" {
+			t.Errorf("/.ingot/boot holds %q", files)
+		}
+	})
+	t.Run("boot entry of the generation before", b.bootEntry)
+}
+
+// bootEntry: a kernel that does not boot was not on trial. Somebody at the
+// console chooses the generation before.
+func (b *bench) bootEntry(t *testing.T) {
+	b.write("profile/DEFAULT.yaml", strings.Split(b.read("profile/DEFAULT.yaml"), "restart:")[0])
+	b.run("push", "app:kernel", "n1", "--confirm", "0")
+	logins := b.logins("n1")
+	b.must(b.rack.Cycle("n1"))
+	_, err := b.rack.Expect(t.Context(), "n1", "invalid magic number")
+	b.must(err)
+	time.Sleep(12 * time.Second) // the menu comes again
+	for _, keys := range []string{"\x1b[B", "\x1b[B", "\r"} {
+		b.must(b.rack.Send("n1", keys))
+		time.Sleep(500 * time.Millisecond)
+	}
+	b.seen(loginWait, "n1", "login", "", logins+1, "failed", "alarm")
+	list := b.ssh("n1", "/.ingot/agent generations; head -c 12 /vmlinuz")
+	if !strings.Contains(list, "boot entry of the generation before") || strings.Contains(list, "not a kernel") {
+		t.Errorf("the node is %s", list)
+	}
 }
 
 // look tells what a node is, in a way that a broken one cannot.
@@ -96,17 +128,22 @@ func (b *bench) releases() {
 		b.must(os.Symlink("/etc/systemd/system/"+unit+".service", filepath.Join(wants, unit+".service")))
 	}
 	b.run("image", "capture", dir, "app:good")
-	for _, bad := range badReleases {
-		for name := range bad.files {
-			path := filepath.Join(dir, name)
-			kept := filepath.Join(b.rack.Dir(), "kept")
+	capture := func(name string, files map[string]string) {
+		for file := range files { // one
+			path, kept := filepath.Join(dir, file), filepath.Join(b.rack.Dir(), "kept")
 			b.command("cp", "-a", path, kept)
-			put(bad.files)
-			b.run("image", "capture", dir, "app:"+bad.name)
+			put(files)
+			b.run("image", "capture", dir, "app:"+name)
 			b.must(os.RemoveAll(path))
 			b.must(os.Rename(kept, path))
 		}
 	}
+	for _, bad := range badReleases {
+		capture(bad.name, bad.files)
+	}
+	kernel, err := os.Readlink(filepath.Join(dir, "vmlinuz"))
+	b.must(err)
+	capture("kernel", map[string]string{kernel: strings.Repeat("not a kernel\n", 1000)})
 }
 
 // recorded checks how the last deployment ended for n1.
@@ -137,16 +174,16 @@ func (b *bench) cameBack(t *testing.T, want string) {
 	})
 }
 
-// resetInTheSwitch presses the button when the agent says that it switches.
-func (b *bench) resetInTheSwitch(t *testing.T, ref string) {
+// resetDuring presses the button when the push says what it is at.
+func (b *bench) resetDuring(t *testing.T, ref, line string, later time.Duration) {
 	t.Helper()
 	logins := b.logins("n1")
-	out, err := b.pushUntil(ref, "n1: switch", func(*os.Process) {
-		time.Sleep(60 * time.Millisecond)
+	out, err := b.pushUntil(ref, line, func(*os.Process) {
+		time.Sleep(later)
 		b.must(b.rack.Reset("n1"))
 	})
 	if err == nil {
-		t.Errorf("a push whose node was reset in its switch: %s", out)
+		t.Errorf("a push whose node was reset: %s", out)
 	}
 	t.Logf("the push: %s", lastLines(out, 2))
 	b.seen(loginWait, "n1", "login", "", logins+1, "failed", "alarm")
