@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/dustin/go-humanize"
+
 	"ingot/internal/health"
 	"ingot/internal/pattern"
 	"ingot/internal/problem"
@@ -17,17 +19,18 @@ import (
 // Profile is profile/CLASS.yaml, merged in class order: maps deeply, lists replaced, and
 // an empty value takes back what lower classes said.
 type Profile struct {
-	Boot      string   `yaml:"boot"`            // image | local
-	Image     string   `yaml:"image"`           // NAME:TAG
-	Kernel    Kernel   `yaml:"kernel"`          // of the installed system
-	Update    string   `yaml:"update"`          // live
-	NodeOwned []string `yaml:"node_owned"`      // patterns, after the built-in ones
-	Never     []string `yaml:"never_roll_back"` // patterns of what a rollback leaves as it is
-	Local     Local    `yaml:"local_changes"`   // of files that the node changed
-	Network   string   `yaml:"network"`         // networkd: its files are written from nodes/NAME.yaml; none: the image's
-	HostKeys  string   `yaml:"hostkeys"`        // generate: new SSH host keys at install; image: those of the image
-	Loader    string   `yaml:"loader"`          // grub: ingot installs and owns it; none
-	Finish    string   `yaml:"finish"`          // after an installation: reboot | poweroff
+	Boot      string    `yaml:"boot"`            // image | local
+	Image     string    `yaml:"image"`           // NAME:TAG
+	Kernel    Kernel    `yaml:"kernel"`          // of the installed system
+	Update    string    `yaml:"update"`          // live
+	NodeOwned []string  `yaml:"node_owned"`      // patterns, after the built-in ones
+	Never     []string  `yaml:"never_roll_back"` // patterns of what a rollback leaves as it is
+	Local     Local     `yaml:"local_changes"`   // of files that the node changed
+	Retention Retention `yaml:"generations"`     // what a node keeps to go back to
+	Network   string    `yaml:"network"`         // networkd: its files are written from nodes/NAME.yaml; none: the image's
+	HostKeys  string    `yaml:"hostkeys"`        // generate: new SSH host keys at install; image: those of the image
+	Loader    string    `yaml:"loader"`          // grub: ingot installs and owns it; none
+	Finish    string    `yaml:"finish"`          // after an installation: reboot | poweroff
 
 	Check         []health.Check `yaml:"check"`          // what must hold after a push
 	Restart       string         `yaml:"restart"`        // report | reload | restart: units that a push concerns
@@ -46,6 +49,26 @@ type Kernel struct {
 type Local struct {
 	Keep []string `yaml:"keep"`
 	Take []string `yaml:"take"`
+}
+
+// Retention says what a node keeps to go back to: so many generations, pinned
+// ones aside, and of these what takes no more than so much of its disks. The
+// present one and the one before are kept in any case.
+type Retention struct {
+	Keep  int    `yaml:"keep"`  // 0: 3
+	Space string `yaml:"space"` // such as 5G; "": no limit
+}
+
+// Bytes is Space, 0 for no limit.
+func (r Retention) Bytes() (int64, error) {
+	if r.Space == "" {
+		return 0, nil
+	}
+	n, err := humanize.ParseBytes(r.Space)
+	if err != nil || n == 0 || n > 1<<60 || strings.Trim(r.Space, "0123456789.") == "" {
+		return 0, fmt.Errorf("%q is not a size such as 500M or 5G", r.Space)
+	}
+	return int64(n), nil
 }
 
 // setting is a key that takes one of some words.
@@ -107,6 +130,12 @@ func (p *Profile) check(d *strict.Decoded) {
 				d.Bad(fmt.Sprintf("%s[%d]", key, i), "%v", err)
 			}
 		}
+	}
+	if p.Retention.Keep != 0 && p.Retention.Keep < 2 {
+		d.Bad("generations.keep", "%d generations: the least is 2, the present one and the one before", p.Retention.Keep)
+	}
+	if _, err := p.Retention.Bytes(); err != nil {
+		d.Bad("generations.space", "%v", err)
 	}
 	p.checkAfter(d)
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"golang.org/x/sys/unix"
+
 	"ingot/internal/digest"
 	"ingot/internal/entry"
 	"ingot/internal/manifest"
@@ -354,8 +356,12 @@ func (n *Node) retire() error {
 	if err := n.sweep(gens); err != nil {
 		return err
 	}
+	fit, err := n.fitting(gens)
+	if err != nil {
+		return err
+	}
 	for i, g := range gens {
-		if g.Pinned || len(gens)-i <= keep {
+		if left := len(gens) - i; g.Pinned || left <= keep && left <= fit || left <= 2 {
 			return nil
 		}
 		// meta.json goes first: without it the rest is no generation.
@@ -368,6 +374,52 @@ func (n *Node) retire() error {
 		n.log().Info("generation retired", slogx.Gen, g.Number)
 	}
 	return nil
+}
+
+// fitting is how many of the newest generations have undo copies that fit into
+// the space for them.
+func (n *Node) fitting(gens []Generation) (int, error) {
+	if n.Space <= 0 {
+		return len(gens), nil
+	}
+	total := int64(0)
+	for i, g := range slices.Backward(gens) {
+		homes := []string{genDir(g.Number, "undo")}
+		for _, v := range g.Volumes {
+			homes = append(homes, string(v.At)+"/"+genDir(g.Number, "undo"))
+		}
+		for _, dir := range homes {
+			bytes, err := n.diskUse(dir)
+			if err != nil {
+				return 0, err
+			}
+			total += bytes
+		}
+		if total > n.Space {
+			return len(gens) - 1 - i, nil
+		}
+	}
+	return len(gens), nil
+}
+
+// diskUse is what the files in a directory take, in bytes.
+func (n *Node) diskUse(dir string) (bytes int64, err error) {
+	names, err := n.list(dir)
+	if err != nil || len(names) == 0 {
+		return 0, err
+	}
+	fd, err := entry.OpenBeneath(n.top, dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return 0, fmt.Errorf("look at %q: %w", dir, err)
+	}
+	defer unix.Close(fd)
+	for _, name := range names {
+		var st unix.Stat_t
+		if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && st.Nlink == 1 { // what has other names is not only here
+			bytes += st.Blocks * 512
+		}
+	}
+	return bytes, nil
 }
 
 // sweep removes what an interrupted retirement left.

@@ -361,6 +361,48 @@ func TestRetention(t *testing.T) {
 	is(t, err, ErrNoGeneration)
 }
 
+// TestRetentionBySpace: of the generations that are to be kept, those go whose undo copies
+// do not fit, but never the one before the present.
+func TestRetentionBySpace(t *testing.T) {
+	w := usual(t)
+	n := w.node()
+	n.Keep = 10
+	count := func(want int) {
+		t.Helper()
+		gens, err := n.Generations()
+		ok(t, err)
+		if len(gens) != want {
+			t.Errorf("%d generations are kept, want %d", len(gens), want)
+		}
+	}
+	w.push(n)
+	for range 3 {
+		w.back(n, 0)
+	}
+	count(5)
+	undo := 0
+	for i := 1; i <= 4; i++ {
+		names, err := os.ReadDir(w.at(".ingot/generations/" + strconv.Itoa(i) + "/undo"))
+		ok(t, err)
+		undo += len(names)
+	}
+	if undo == 0 {
+		t.Fatal("there are no undo copies: this test does not test")
+	}
+	n.Space = 1 << 40
+	w.back(n, 0)
+	count(6)
+	n.Space = 1
+	w.back(n, 0)
+	count(2)
+	w.back(n, 0)
+	count(2)
+	ok(t, n.Pin(7, true))
+	w.back(n, 0)
+	w.back(n, 0)
+	count(4)
+}
+
 // TestSeveralBack goes back over generations that changed the same and other files.
 func TestSeveralBack(t *testing.T) {
 	w := newWorld(t, 21, 120, 60)

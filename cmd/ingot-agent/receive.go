@@ -83,7 +83,10 @@ func serve(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 	case wire.VerbPush:
 		return push(ctx, conn, req)
 	case wire.VerbRollback:
-		return withNode(req.Dir, func(n *rollback.Node) error { return goBack(ctx, conn, n, req) })
+		return withNode(req.Dir, func(n *rollback.Node) error {
+			n.Keep, n.Space = req.Retention.Generations, req.Retention.Bytes
+			return goBack(ctx, conn, n, req)
+		})
 	case wire.VerbConfirm:
 		return confirm(ctx, conn, req)
 	case wire.VerbCapture:
@@ -185,6 +188,7 @@ func push(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 		return fmt.Errorf("derived: %w", err)
 	}
 	return withNode(req.Dir, func(n *rollback.Node) error {
+		n.Keep, n.Space = req.Retention.Generations, req.Retention.Bytes
 		if t.Manifest, err = targetOf(conn, n, req); err != nil {
 			return err
 		}

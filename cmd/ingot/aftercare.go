@@ -32,6 +32,7 @@ type aftercare struct {
 	units         units.Policy
 	never         []string // what is never rolled back
 	local         wire.Local
+	keep          wire.Keep
 }
 
 func afterOf(ctx context.Context, w *world, n *site.Node, profile *classes.Profile) *aftercare {
@@ -41,12 +42,14 @@ func afterOf(ctx context.Context, w *world, n *site.Node, profile *classes.Profi
 	}
 	a := &aftercare{units: units.Policy{Restart: profile.Restart, Except: profile.RestartExcept},
 		never: profile.Never, local: wire.Local(profile.Local)}
+	a.keep.Generations = profile.Retention.Keep
+	a.keep.Bytes, _ = profile.Retention.Bytes() // judged when the profile was read
 	a.node, a.control = health.Split(profile.Check, host)
 	return a
 }
 
 func (a *aftercare) ask(req *wire.Request) {
-	req.Checks, req.Units, req.Never, req.Usual = a.node, a.units, a.never, a.local
+	req.Checks, req.Units, req.Never, req.Usual, req.Retention = a.node, a.units, a.never, a.local, a.keep
 }
 
 // controller runs the checks that are run from here; why is "" when all hold.

@@ -142,6 +142,9 @@ func (d *demo) all(ctx context.Context) error {
 		{"break n2 on purpose", d.breakIt},
 		{"roll n2 back", d.rollback},
 		{"n2 is what it was before", d.same},
+		{"bad release on n1, captured", d.captureBad},
+		{"push it to n2, which goes back by itself", d.pushBad},
+		{"n2 is what it was before, again", d.same},
 	} {
 		d.p.say("\n--- %s", s.what)
 		start := time.Now()
@@ -430,4 +433,44 @@ func (d *demo) rollback(ctx context.Context) (string, error) {
 		err = fmt.Errorf("the service says %q", got)
 	}
 	return out, err
+}
+
+// badRelease has a program that does not run; n1 itself goes on with its own.
+const badRelease = `set -e
+cp -a /usr/bin/busybox /run/busybox; echo 'release 3' > /opt/app/version
+printf '#!/bin/sh\necho release 3 lacks a library >&2\nexit 1\n' > /usr/bin/busybox.3; chmod 755 /usr/bin/busybox.3; mv /usr/bin/busybox.3 /usr/bin/busybox; sync`
+
+func (d *demo) captureBad(ctx context.Context) (string, error) {
+	if _, err := d.ssh(ctx, "n1", badRelease); err != nil {
+		return "", err
+	}
+	out, err := d.show(ctx, "image", "capture", "root@n1:/", "app:3")
+	if err != nil {
+		return "", err
+	}
+	_, err = d.ssh(ctx, "n1", "cp -a /run/busybox /usr/bin/busybox.2; mv /usr/bin/busybox.2 /usr/bin/busybox")
+	return out, err
+}
+
+// pushBad pushes what does not work: the node's check finds out, and the node
+// goes back before anybody has to say so.
+func (d *demo) pushBad(ctx context.Context) (string, error) {
+	if out, err := d.show(ctx, "push", "app:3", "n2"); err == nil {
+		return "", fmt.Errorf("a release that does not work was taken: %s", out)
+	}
+	out, err := d.show(ctx, "deployment", "show", "last")
+	if err != nil {
+		return "", err
+	}
+	if !strings.Contains(out, "reverted") || !strings.Contains(out, "hello") {
+		return "", errors.New("the record does not say that the check of hello reverted it")
+	}
+	if _, err := d.show(ctx, "node", "show", "n2"); err != nil {
+		return "", err
+	}
+	got, err := d.ssh(ctx, "n2", "systemctl is-active hello; busybox wget -qO- http://127.0.0.1:5432/")
+	if err == nil && got != "active\ndb" {
+		err = fmt.Errorf("after the revert the service says %q", got)
+	}
+	return "reverted: the check of hello failed; it runs again", err
 }

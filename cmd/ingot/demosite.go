@@ -108,6 +108,9 @@ kernel:
   args: ["console=ttyS0,115200"]
 update: live
 network: networkd
+restart: restart # units that a push concerns
+check: # what must hold after a push: else the node goes back
+  - {name: hello, unit: hello.service}
 `, image)
 }
 

@@ -50,6 +50,8 @@ type Request struct {
 	Keep      []string  `json:"keep,omitempty"` // local changes that stay
 	Take      []string  `json:"take,omitempty"` // local changes that the image replaces
 
+	Retention Keep `json:"retention"` // push and rollback
+
 	// push and rollback: what is done and looked at after the switch
 	Checks []health.Check `json:"checks,omitempty"` // a push that fails one goes back
 	Units  units.Policy   `json:"units"`
@@ -67,6 +69,13 @@ type Request struct {
 	CrossMounts  bool     `json:"cross_mounts,omitempty"`
 	Snapshot     string   `json:"snapshot,omitempty"`     // how: SnapshotAuto, SnapshotNone, SnapshotBtrfs or a command
 	SnapshotEnd  string   `json:"snapshot_end,omitempty"` // a command that releases it
+}
+
+// Keep is what a node keeps to go back to: so many generations (0: as the
+// agent does), and of their undo copies at most so many bytes (0: any).
+type Keep struct {
+	Generations int   `json:"generations,omitempty"`
+	Bytes       int64 `json:"bytes,omitempty"`
 }
 
 // Local says which local changes stay and which the image replaces, by patterns.
