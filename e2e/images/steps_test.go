@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ingot/imager/store"
 	"ingot/internal/steps"
 	"ingot/internal/torture"
 )
@@ -111,6 +112,7 @@ func (o ordeal) run(t *testing.T) {
 	if r.code != 0 {
 		t.Fatalf("without a fault: %+v", r)
 	}
+	plain.must("image", "verify")
 	ok(t, errors.Join(o.wholeness(plain), o.done(plain)))
 	for name, f := range mishaps() {
 		if o.brief && name != "killed" && !campaign() {
@@ -214,17 +216,22 @@ func (o ordeal) survived(s site, f steps.Fault, r result) error {
 
 // wholeness checks that the store verifies and that every image is what it should be.
 func (o ordeal) wholeness(s site) error {
-	if r := s.ingot("image", "verify"); r.code != 0 {
-		return fmt.Errorf("verify: exit %d: %s", r.code, r.said())
+	images, err := store.Open(s.store()) // as `image verify` does, without a process each time
+	if err != nil {
+		return err
 	}
-	r := s.ingot("image", "list", "--json")
-	var images []struct{ Image string }
-	if err := json.Unmarshal([]byte(r.out), &images); err != nil {
-		return fmt.Errorf("list: %w: %s", err, r.said())
+	report, err := images.Verify(s.t.Context(), store.VerifyOptions{})
+	if err := errors.Join(err, report.Err()); err != nil {
+		return fmt.Errorf("verify: %w", err)
 	}
-	for _, i := range images {
-		if got, err := s.restored(i.Image); err != nil || !slices.Contains(o.wants[i.Image], got) {
-			return fmt.Errorf("image %s: %q, %v", i.Image, got, err)
+	names, err := images.Refs(s.t.Context())
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		image := n.Ref.String()
+		if got, err := s.restored(image); err != nil || !slices.Contains(o.wants[image], got) {
+			return fmt.Errorf("image %s: %q, %v", image, got, err)
 		}
 	}
 	return o.whole(s)
@@ -243,10 +250,14 @@ func (s site) strays() error {
 }
 
 // has checks that images are there.
-func (s site) has(images ...string) error {
-	for _, image := range images {
-		if r := s.ingot("image", "show", image); r.code != 0 {
-			return fmt.Errorf("image %s: exit %d: %s", image, r.code, r.said())
+func (s site) has(names ...string) error {
+	images, err := store.Open(s.store())
+	if err != nil {
+		return err
+	}
+	for _, image := range names {
+		if _, err := manifestOf(s, images, image); err != nil {
+			return fmt.Errorf("image %s: %w", image, err)
 		}
 	}
 	return nil

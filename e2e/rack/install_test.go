@@ -47,6 +47,9 @@ func TestBIOSInstallSurvivesAKilledServer(t *testing.T) {
 	if now := b.ssh("n1", "hostname; cat /etc/machine-id; sync"); now != id {
 		t.Errorf("after the power cycle the node is %q, was %q", now, id)
 	}
+	if !t.Failed() {
+		b.keep()
+	}
 }
 
 // A UEFI machine: the power is cut in the middle of the writing; the next

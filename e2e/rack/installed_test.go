@@ -35,12 +35,19 @@ func newInstalled(t *testing.T, machines ...lab.Machine) *bench {
 	return b
 }
 
-// keepInstalled installs a machine and keeps its disk and its site.
+// keepInstalled installs a machine and keeps it. TestBIOSInstallSurvivesAKilledServer
+// comes before and keeps its own, where it is run.
 func keepInstalled(t *testing.T) {
 	b := newBench(t, false, lab.Machine{Name: "n1", Firmware: lab.BIOS})
 	b.run("node", "set", "n1", "--install")
 	b.serve()
 	b.on("n1")
+	b.keep()
+}
+
+// keep ends a bench, and keeps the disk of n1 and the site.
+func (b *bench) keep() {
+	b.t.Helper()
 	b.shutdown("n1")
 	b.server.Stop()
 	m, err := b.rack.Machine("n1")
@@ -50,6 +57,7 @@ func keepInstalled(t *testing.T) {
 	b.must(os.Mkdir(half, 0o700))
 	b.copyDisk(m.Disks[0].Path, filepath.Join(half, "disk"))
 	b.command("cp", "-a", b.site, filepath.Join(half, "site"))
+	b.must(os.RemoveAll(installedDir()))
 	b.must(os.Rename(half, installedDir()))
 }
 
