@@ -13,25 +13,41 @@ import (
 // loginWait is four times what an idle machine takes.
 const loginWait = 8 * time.Minute
 
-// A BIOS machine: power-on to a login, while the server is killed in the
-// middle of the installation and started again; the power cycle afterwards
-// boots the disk.
-func TestBIOSInstallSurvivesAKilledServer(t *testing.T) {
-	b := newBench(t, false, lab.Machine{Name: "n1", Firmware: lab.BIOS})
-	b.run("node", "set", "n1", "--install")
+// Two machines at once. n1, with BIOS: power-on to a login, while the server is
+// killed in the middle of the installation and started again; the power cycle
+// afterwards boots the disk. n2, with UEFI and btrfs: the power is cut in the
+// middle of the writing; the next power-on installs by itself, and the disk is
+// booted although the firmware's boot order has the network first. Both are
+// kept for the tests that begin with machines that are installed.
+func TestInstallationsSurvive(t *testing.T) {
+	b := newBench(t, false, lab.Machine{Name: "n1", Firmware: lab.BIOS}, lab.Machine{Name: "n2", Firmware: lab.UEFI})
+	b.run("node", "set", "n2", "--class", "BTRFS")
+	b.write("disk_config/BTRFS", strings.Replace(disksText, "ext4 rw", "btrfs rw", 1))
+	b.run("node", "set", "all", "--install")
 	b.serve()
 	start := time.Now()
-	b.must(b.rack.PowerOn("n1"))
-	b.within(4*time.Minute, "a third of the image is written", func() bool {
-		n := b.node("n1")
-		return n.Total > 0 && n.Done > n.Total/3
-	})
+	for _, n := range b.rack.Machines() {
+		b.must(b.rack.PowerOn(n))
+	}
+	third := func(name string) func() bool {
+		return func() bool {
+			n := b.node(name)
+			return n.Total > 0 && n.Done > n.Total/3
+		}
+	}
+	b.within(4*time.Minute, "a third of the image is written to n2", third("n2"))
+	b.must(b.rack.PowerOff("n2"))
+	if n := b.node("n2"); n.State != "writing" {
+		t.Errorf("after the power cut the state is %q, want writing", n.State)
+	}
+	b.within(4*time.Minute, "a third of the image is written to n1", third("n1"))
 	b.server.Kill()
 	time.Sleep(3 * time.Second)
 	before := b.run("node", "keys", "n1")
 	b.serve()
+	b.must(b.rack.PowerOn("n2"))
 	b.seen(loginWait, "n1", "login", "with the node's host key", 1, "failed", "alarm")
-	t.Logf("power-on to login, server killed for 3 s: %.0f s", time.Since(start).Seconds())
+	t.Logf("n1, power-on to login, server killed for 3 s: %.0f s", time.Since(start).Seconds())
 	if n := b.node("n1"); n.State != "installed" {
 		t.Errorf("state %q, want installed", n.State)
 	}
@@ -43,38 +59,17 @@ func TestBIOSInstallSurvivesAKilledServer(t *testing.T) {
 	}
 	id := b.ssh("n1", "hostname; cat /etc/machine-id; sync")
 	b.must(b.rack.Cycle("n1"))
+	b.seen(time.Minute, "n2", "attempt", "attempt 2 of 4; the one before stopped in state writing at write the image", 1)
+	b.seen(loginWait, "n2", "login", "with the node's host key", 1, "failed", "alarm")
+	if out := b.ssh("n2", "hostname; test -d /sys/firmware/efi && echo uefi; findmnt -no FSTYPE /boot/efi; findmnt -no FSTYPE /"); out != "n2\nuefi\nvfat\nbtrfs" {
+		t.Errorf("n2 says %q", out)
+	}
 	b.seen(loginWait, "n1", "login", "", 2, "failed", "alarm")
 	if now := b.ssh("n1", "hostname; cat /etc/machine-id; sync"); now != id {
 		t.Errorf("after the power cycle the node is %q, was %q", now, id)
 	}
 	if !t.Failed() {
 		b.keep()
-	}
-}
-
-// A UEFI machine: the power is cut in the middle of the writing; the next
-// power-on installs by itself, and the disk is booted although the firmware's
-// boot order has the network first.
-func TestUEFIInstallSurvivesAPowerCut(t *testing.T) {
-	b := newBench(t, false, lab.Machine{Name: "n1", Firmware: lab.UEFI})
-	b.run("node", "set", "n1", "--install")
-	b.serve()
-	b.must(b.rack.PowerOn("n1"))
-	b.within(4*time.Minute, "a third of the image is written", func() bool {
-		n := b.node("n1")
-		return n.Total > 0 && n.Done > n.Total/3
-	})
-	b.must(b.rack.PowerOff("n1"))
-	if n := b.node("n1"); n.State != "writing" {
-		t.Errorf("after the power cut the state is %q, want writing", n.State)
-	}
-	start := time.Now()
-	b.must(b.rack.PowerOn("n1"))
-	b.seen(time.Minute, "n1", "attempt", "attempt 2 of 4; the one before stopped in state writing at write the image", 1)
-	b.seen(loginWait, "n1", "login", "with the node's host key", 1, "failed", "alarm")
-	t.Logf("power-on to login: %.0f s", time.Since(start).Seconds())
-	if out := b.ssh("n1", "hostname; test -d /sys/firmware/efi && echo uefi; findmnt -no FSTYPE /boot/efi"); out != "n1\nuefi\nvfat" {
-		t.Errorf("the node says %q", out)
 	}
 }
 

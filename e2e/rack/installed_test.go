@@ -8,54 +8,47 @@ import (
 	"ingot/lab"
 )
 
-// installedDir keeps a machine that was installed, and its site, for the tests
-// that begin with one.
+// installedDir keeps the machines that TestInstallationsSurvive installed, and
+// their site, for the tests that begin with them.
 func installedDir() string { return filepath.Join(os.Getenv("INGOT_RACK_DIR"), "installed") }
 
-func installedDisk() string { return filepath.Join(installedDir(), "disk") }
+func installedDisk(name string) string { return filepath.Join(installedDir(), name+".disk") }
 
-// newInstalled makes a bench with a store of its own whose machine n1, with
-// BIOS, is installed and off, and whose server runs. The first test that asks
-// for one installs it.
+// newInstalled makes a bench with a store of its own whose machines, n1 with
+// BIOS and n2 with UEFI and btrfs, are installed and off, and whose server runs.
 func newInstalled(t *testing.T, machines ...lab.Machine) *bench {
 	t.Helper()
 	if why := os.Getenv(skipEnv); why != "" {
 		t.Skip(why)
 	}
-	if _, err := os.Stat(installedDir()); err != nil && !t.Run("install", keepInstalled) {
+	if _, err := os.Stat(installedDir()); err != nil && !t.Run("install", TestInstallationsSurvive) {
 		t.FailNow()
 	}
 	b := assemble(t, machines)
 	b.command("cp", "-a", filepath.Join(installedDir(), "site"), b.site)
 	b.makeSite(true)
-	m, err := b.rack.Machine("n1")
-	b.must(err)
-	b.copyDisk(installedDisk(), m.Disks[0].Path)
+	for _, name := range b.rack.Machines() {
+		m, err := b.rack.Machine(name)
+		b.must(err)
+		b.copyDisk(installedDisk(name), m.Disks[0].Path)
+	}
 	b.serve()
 	return b
 }
 
-// keepInstalled installs a machine and keeps it. TestBIOSInstallSurvivesAKilledServer
-// comes before and keeps its own, where it is run.
-func keepInstalled(t *testing.T) {
-	b := newBench(t, false, lab.Machine{Name: "n1", Firmware: lab.BIOS})
-	b.run("node", "set", "n1", "--install")
-	b.serve()
-	b.on("n1")
-	b.keep()
-}
-
-// keep ends a bench, and keeps the disk of n1 and the site.
+// keep ends a bench, and keeps its disks and its site.
 func (b *bench) keep() {
 	b.t.Helper()
-	b.shutdown("n1")
-	b.server.Stop()
-	m, err := b.rack.Machine("n1")
-	b.must(err)
 	half := installedDir() + ".tmp"
 	b.must(os.RemoveAll(half))
 	b.must(os.Mkdir(half, 0o700))
-	b.copyDisk(m.Disks[0].Path, filepath.Join(half, "disk"))
+	for _, name := range b.rack.Machines() {
+		b.shutdown(name)
+		m, err := b.rack.Machine(name)
+		b.must(err)
+		b.copyDisk(m.Disks[0].Path, filepath.Join(half, name+".disk"))
+	}
+	b.server.Stop()
 	b.command("cp", "-a", b.site, filepath.Join(half, "site"))
 	b.must(os.RemoveAll(installedDir()))
 	b.must(os.Rename(half, installedDir()))

@@ -80,7 +80,7 @@ func (b *bench) replay(begin, end int64) *history {
 	st, err := os.Stat(m.Disks[0].Path)
 	b.must(err)
 	h := &history{b: b, dir: b.reflinks(), log: b.openLog(), size: st.Size()}
-	b.copyDisk(installedDisk(), filepath.Join(h.dir, "work.img")) // what the log began on
+	b.copyDisk(installedDisk("n1"), filepath.Join(h.dir, "work.img")) // what the log began on
 	work, err := os.OpenFile(filepath.Join(h.dir, "work.img"), os.O_RDWR, 0)
 	b.must(err)
 	defer work.Close()
