@@ -87,7 +87,7 @@ func (b *bench) onNode(ctx context.Context) error {
 		{work: workNothing, from: "B", to: "B", nothing: true, seen: true, tools: append(rsyncs, "ingot", "ssh true")},
 		{work: workFile, from: "A", to: oneFile, seen: true, tools: append(rsyncs, "ingot"), check: true},
 		{work: workRename, from: beforeRename, to: afterRename, seen: true, tools: append(rsyncs, "ingot"), check: true},
-		{work: workBack, from: "B", to: "A", seen: true, tools: []string{"rsync from a full copy", "ingot rollback"}, check: true},
+		{work: workBack, from: "B", to: "A", seen: true, tools: []string{"rsync from a full copy", "ingot rollback", "ingot"}, check: true},
 	} {
 		if err := b.overSSH(ctx, o); err != nil {
 			return err
@@ -171,12 +171,14 @@ func (b *bench) nodeJob(t string, o over) job {
 	case "ssh true":
 		j.run = `$SSH $NODE true`
 	case "ingot":
-		j.run = ingotSite + " push tree:" + o.to + " " + nodeName
+		if j.run = ingotSite + " push tree:" + o.to + " " + nodeName; o.work == workBack {
+			j.run = `$SSH $NODE /.ingot/agent rollback`
+		}
 	case "ingot rollback":
 		j.run = ingotSite + " rollback " + nodeName
 	}
 	if strings.HasPrefix(t, "ingot") {
-		j.env = b.envOf(b.ours(), "", "", "")
+		j.env = append(b.envOf(b.ours(), "", "", ""), env...)
 	}
 	j.before = func(ctx context.Context) error { return b.bring(ctx, o, strings.HasPrefix(t, "ingot")) }
 	var was int64
