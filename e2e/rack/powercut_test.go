@@ -305,12 +305,13 @@ func (c *campaign) boots() {
 			c.t.Error(err)
 		}
 	})
-	for n, i := range c.moments() {
+	for _, i := range c.moments() {
 		want := c.exact[i]
 		c.must(c.h.cut(i, 0, again.Disks[0].Path))
 		start := time.Now()
+		logins := b.logins("n1")
 		c.must(b.rack.PowerOn(again.Name))
-		b.seen(loginWait, "n1", "login", "", n+2, "alarm")
+		b.seen(loginWait, "n1", "login", "", logins+1, "alarm")
 		c.booted(i, want)
 		c.must(b.rack.PowerOff(again.Name))
 		v, err := c.disk(again.Disks[0].Path)
@@ -336,7 +337,8 @@ func (c *campaign) booted(i int, want verdict) {
 	if strings.Contains(state, "journal") {
 		c.t.Errorf("flush at entry %d: the journal is there still", c.h.points[i].flush)
 	}
-	if strings.Contains(state, bootMark) != (want.boot == "new") {
+	// Where GRUB found the other kernel than that of the tree, the recovery booted the machine once more.
+	if strings.Contains(state, bootMark) != (want.generation == 2) {
 		c.t.Errorf("flush at entry %d: %s, and the machine says %q", c.h.points[i].flush, want, state)
 	}
 	if strings.Contains(state, "release 2") != (want.generation == 2) {
