@@ -51,12 +51,10 @@ test-quick: ## run the tests that need no virtual machine
 	@$(MAKE) bin/ingot SKIP_SETUP=1
 	@scripts/test -short
 
-campaign: ## break captures, prunes and rollbacks at every step, flip 200 bytes, cut the power at every flush; two hours
+campaign: ## break captures, prunes and rollbacks at every step, flip 200 bytes, cut the power at every flush; two hours; PART=rollback for a part
 	@$(SETUP) test
 	@$(MAKE) bin/ingot SKIP_SETUP=1
-	@INGOT_CAMPAIGN=1 INGOT_NO_SKIP=1 go test -count=1 -timeout 90m -v ./e2e/images
-	@INGOT_CAMPAIGN=1 INGOT_NO_SKIP=1 go test -count=1 -timeout 60m -v -run Anywhere ./rollback
-	@INGOT_CAMPAIGN=1 INGOT_NO_SKIP=1 go test -count=1 -timeout 120m -v -run TestPowerCuts ./e2e/rack
+	@scripts/campaign $(PART)
 
 fuzz: ## run every fuzzer for FUZZTIME=60s each
 	@scripts/fuzz

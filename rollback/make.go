@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -194,12 +195,13 @@ func (n *Node) PlanRollback(ctx context.Context, to int, policy Policy, by strin
 	if err != nil {
 		return nil, fmt.Errorf("plan rollback: %w", err)
 	}
-	base, err := n.Manifest(g.Number)
-	if err != nil {
-		return nil, fmt.Errorf("plan rollback: %w", err)
-	}
-	target, err := n.asLeft(dest.Number, g.Number)
-	if err != nil {
+	var base, target *manifest.Manifest
+	var baseErr, targetErr error
+	var both sync.WaitGroup
+	both.Go(func() { base, baseErr = n.Manifest(g.Number) })
+	both.Go(func() { target, targetErr = n.asLeft(dest.Number, g.Number) })
+	both.Wait()
+	if err := errors.Join(baseErr, targetErr); err != nil {
 		return nil, fmt.Errorf("plan rollback: %w", err)
 	}
 	return n.planBack(ctx, g, dest, indexOf(base), indexOf(target), policy, by)

@@ -242,8 +242,10 @@ type runner struct {
 // forward carries out all steps and then looks whether someone wrote to what
 // they displaced.
 func (r *runner) forward() error {
+	at := openDir{fd: -1}
+	defer at.close()
 	for i := range r.j.steps {
-		if err := r.step(&r.j.steps[i]); err != nil {
+		if err := r.step(&r.j.steps[i], &at); err != nil {
 			return fmt.Errorf("%s %q: %w", r.j.steps[i].kind, r.j.steps[i].path, err)
 		}
 	}
@@ -259,12 +261,39 @@ func (r *runner) forward() error {
 	return nil
 }
 
-func (r *runner) step(s *jstep) error {
-	dir, name, err := r.vols.parent(s.vol, s.path)
+// openDir is the directory of the step before, kept open: mostly the next one
+// is in it, too, and nothing came between.
+type openDir struct {
+	vol  int
+	path string
+	fd   int // -1: none
+}
+
+func (d *openDir) close() {
+	if d.fd >= 0 {
+		unix.Close(d.fd)
+		d.fd = -1
+	}
+}
+
+// of opens the directory that a step is in.
+func (d *openDir) of(s *jstep, vols reach) (dir int, name string, err error) {
+	up := parentOf(s.path)
+	if d.fd >= 0 && d.vol == s.vol && d.path == up && up != "" && (s.vol == 0 || s.path != vols[s.vol].at) {
+		return d.fd, nameOf(s.path), nil
+	}
+	d.close()
+	if dir, name, err = vols.parent(s.vol, s.path); err == nil {
+		*d = openDir{s.vol, up, dir}
+	}
+	return dir, name, err
+}
+
+func (r *runner) step(s *jstep, at *openDir) error {
+	dir, name, err := at.of(s, r.vols)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(dir)
 	sys, slot, undo := &r.n.sys, strconv.Itoa(s.slot), r.vols[s.vol].undo
 	switch s.kind {
 	case Delete:

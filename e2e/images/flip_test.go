@@ -131,6 +131,22 @@ func places(t testing.TB, root string, n int) []place {
 	return out
 }
 
+// total is the size of all files below a directory.
+func total(t testing.TB, root string) (bytes int64) {
+	t.Helper()
+	ok(t, filepath.WalkDir(root, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		st, err := d.Info()
+		if err == nil {
+			bytes += st.Size()
+		}
+		return err
+	}))
+	return bytes
+}
+
 // redundant says whether the byte is in a pack's own index, which its index file repeats.
 func (p place) redundant(t testing.TB) bool {
 	if p.kind == "index" {
@@ -200,6 +216,7 @@ func TestFlippedByte(t *testing.T) {
 		p.flip(t)
 	}
 	s.must("image", "verify")
+	t.Logf("%d places flipped in a store of %d MB; %d meant nothing to what is written", len(all), total(t, s.store())>>20, inert)
 	if inert > len(all)/50 { // a bit of a compressed frame may mean nothing
 		t.Errorf("%d of %d flips that matter kept no image from being written", inert, len(all))
 	}
