@@ -323,8 +323,8 @@ func (b *bench) read(name string) string {
 }
 
 // damagePack flips a byte in the middle of the largest pack of the test's own
-// store that the image needs; the function that it returns flips it back.
-func (b *bench) damagePack() func() {
+// store that the image needs.
+func (b *bench) damagePack() {
 	b.t.Helper()
 	pack := b.largestPack()
 	found, err := filepath.Glob(filepath.Join(b.site, ".ingot", "store", "packs", "*", pack.Pack.String()))
@@ -332,19 +332,15 @@ func (b *bench) damagePack() func() {
 	if len(found) != 1 {
 		b.t.Fatalf("pack %s: %q", pack.Pack, found)
 	}
-	flip := func() {
-		f, err := os.OpenFile(found[0], os.O_RDWR, 0)
-		b.must(err)
-		one := make([]byte, 1)
-		at := pack.FrameOff + int64(pack.FrameLen)/2
-		_, err = f.ReadAt(one, at)
-		b.must(err)
-		one[0] ^= 0x10
-		_, err = f.WriteAt(one, at)
-		b.must(errors.Join(err, f.Close()))
-	}
-	flip()
-	return flip
+	f, err := os.OpenFile(found[0], os.O_RDWR, 0)
+	b.must(err)
+	one := make([]byte, 1)
+	at := pack.FrameOff + int64(pack.FrameLen)/2
+	_, err = f.ReadAt(one, at)
+	b.must(err)
+	one[0] ^= 0x10
+	_, err = f.WriteAt(one, at)
+	b.must(errors.Join(err, f.Close()))
 }
 
 // largestPack is a frame in the middle of it of which the image needs all: the

@@ -36,6 +36,7 @@ var badReleases = []struct {
 // A release that breaks a service, sshd, the network or the C library: the
 // node comes back from each by itself, as it was, and the record says why. It
 // comes back too when it is reset in the middle of a switch that takes libc away.
+// The long form has kernels that do not boot.
 func TestBadReleases(t *testing.T) {
 	b := newInstalled(t, lab.Machine{Name: "n1", Firmware: lab.BIOS})
 	b.releases()
@@ -61,6 +62,9 @@ func TestBadReleases(t *testing.T) {
 		b.resetDuring(t, "app:libc", "n1: switch", 60*time.Millisecond)
 		b.cameBack(t, want)
 	})
+	if !long() {
+		return
+	}
 	// The tree is switched, and the checks take their time.
 	b.write("profile/DEFAULT.yaml", b.read("profile/DEFAULT.yaml")+"  - {name: slow, exec: sleep 60, timeout: 90s}\n")
 	t.Run("kernel that does not boot", func(t *testing.T) {
