@@ -130,7 +130,7 @@ func TestBrokenRollback(t *testing.T) {
 	for name, f := range mishaps() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s.everyRollbackStep(t, quickDir(t), start, two, one, f, stride(name))
+			s.everyRollbackStep(t, quickDir(t), start, two, one, f, stride(name, false))
 		})
 	}
 }

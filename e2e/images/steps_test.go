@@ -42,7 +42,7 @@ type ordeal struct {
 	whole func(s site) error                                 // what must be true however it ended
 	done  func(s site) error                                 // what must be true after it was repeated
 	wants map[string][]string                                // images, and the digests that they may have
-	brief bool                                               // but for the long form, it is only killed
+	brief bool                                               // but for the long form, it is only killed, at every second step
 	runs  func(s site, f steps.Fault) (result, steps.Result) // instead of args: the command
 }
 
@@ -96,12 +96,15 @@ func (o ordeal) carry(s site, f steps.Fault) (result, steps.Result) {
 }
 
 // stride is how many steps the short form goes on by: it kills at every step,
-// and has the other mishaps at every third.
-func stride(name string) int {
-	if name == "killed" || campaign() {
+// where it is brief at every second, and has the other mishaps at every fourth.
+func stride(name string, brief bool) int {
+	switch {
+	case campaign(), name == "killed" && !brief:
 		return 1
+	case name == "killed":
+		return 2
 	}
-	return 3
+	return 4
 }
 
 // run breaks every step in every way; but see stride.
@@ -120,8 +123,8 @@ func (o ordeal) run(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) {
 			f.Within = o.more
-			hit := o.everyStep(t, filepath.Join(scratch, strings.ReplaceAll(name, " ", "-")), f, stride(name))
-			if stride(name) > 1 {
+			hit := o.everyStep(t, filepath.Join(scratch, strings.ReplaceAll(name, " ", "-")), f, stride(name, o.brief))
+			if stride(name, o.brief) > 1 {
 				return
 			}
 			for _, step := range all.Steps {

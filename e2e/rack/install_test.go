@@ -114,7 +114,7 @@ func TestDamagedPackFails(t *testing.T) {
 func TestCableCuts(t *testing.T) {
 	b := newBench(t, false, lab.Machine{Name: "n1", Firmware: lab.BIOS})
 	text := b.read("ingot.yaml")
-	b.write("ingot.yaml", text+"installer:\n  args: [ingot.patience=40]\n")
+	b.write("ingot.yaml", text+"installer:\n  args: [ingot.patience=25]\n")
 	b.run("node", "set", "n1", "--install")
 	b.serve()
 	b.must(b.rack.PowerOn("n1"))

@@ -88,10 +88,7 @@ func (b *bench) bootEntry(t *testing.T) {
 	_, err := b.rack.Expect(t.Context(), "n1", "invalid magic number")
 	b.must(err)
 	time.Sleep(12 * time.Second) // the menu comes again
-	for _, keys := range []string{"\x1b[B", "\x1b[B", "\r"} {
-		b.must(b.rack.Send("n1", keys))
-		time.Sleep(500 * time.Millisecond)
-	}
+	b.must(b.rack.Press("n1", "down", "down", "ret"))
 	b.seen(loginWait, "n1", "login", "", logins+1, "failed", "alarm")
 	list := b.ssh("n1", "/.ingot/agent generations; head -c 12 /vmlinuz")
 	if !strings.Contains(list, "boot entry of the generation before") || strings.Contains(list, "not a kernel") {
