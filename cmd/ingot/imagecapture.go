@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -90,6 +91,15 @@ func captureRequest(c *cli.Context, live bool) (wire.Request, error) {
 	}
 	return req, nil
 }
+
+// A capture is over soon and makes little garbage that outlives it: the
+// collector is to come seldom, unless the tree is so large that memory, in
+// bytes, matters.
+const (
+	captureGC     = 400
+	captureMemory = 1 << 30
+)
+
 func (p *program) imageCapture(c *cli.Context) error {
 	if err := wantArgs(c, 2, 2); err != nil {
 		return err
@@ -120,6 +130,8 @@ func (p *program) imageCapture(c *cli.Context) error {
 		return usagef("capture from %q: no such directory, and of a live node: want USER@HOST:/DIR", from)
 	}
 	req.Dir = from
+	debug.SetGCPercent(captureGC)
+	debug.SetMemoryLimit(captureMemory)
 	return p.captureDir(c, w, store.Image{Source: "directory " + from}, ref, req, w.captureCache(from))
 }
 

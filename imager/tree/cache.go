@@ -24,8 +24,9 @@ import (
 // version, is an empty cache.
 type FileCache struct {
 	path string
-	read chan struct{} // closed when old is there
-	old  []cached      // by path
+	read chan struct{}  // closed when old is there
+	old  []cached       // by path
+	at   map[uint64]int // of old, by inode number: of hard links one
 
 	mu   sync.Mutex
 	kept []bool            // of old: recorded as it is
@@ -60,6 +61,10 @@ func OpenCache(path string) (*FileCache, error) {
 			c.old, _ = decodeCache(raw) // nil where it is damaged
 		}
 		c.kept = make([]bool, len(c.old))
+		c.at = make(map[uint64]int, len(c.old))
+		for i := range c.old {
+			c.at[c.old[i].st.Ino] = i
+		}
 	}()
 	return c, nil
 }
@@ -74,13 +79,17 @@ func readWhole(f *os.File) ([]byte, error) {
 	return b, err
 }
 
-func (c *FileCache) find(path string) (int, bool) {
+// find finds a path; where it still is the inode that it was, at once.
+func (c *FileCache) find(path string, st entry.Stat) (int, bool) {
 	<-c.read
+	if i, ok := c.at[st.Ino]; ok && c.old[i].path == path {
+		return i, true
+	}
 	return slices.BinarySearchFunc(c.old, path, func(k cached, p string) int { return strings.Compare(k.path, p) })
 }
 
 func (c *FileCache) known(path string, st entry.Stat) *cached {
-	if i, ok := c.find(path); ok && c.old[i].st == st {
+	if i, ok := c.find(path, st); ok && c.old[i].st == st {
 		return &c.old[i]
 	}
 	return nil
@@ -105,7 +114,7 @@ func (c *FileCache) Xattrs(path string, st entry.Stat) ([]entry.Xattr, bool) {
 // Record notes that path in the state st has the content and the extended attributes of e.
 func (c *FileCache) Record(path string, st entry.Stat, e *entry.Entry) {
 	k := cached{path, st, e.Xattrs, e.Holes, e.Chunks}
-	i, known := c.find(path)
+	i, known := c.find(path, st)
 	same := known && c.old[i].same(&k)
 	c.mu.Lock()
 	defer c.mu.Unlock()
