@@ -7,8 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -92,14 +92,6 @@ func captureRequest(c *cli.Context, live bool) (wire.Request, error) {
 	return req, nil
 }
 
-// A capture is over soon and makes little garbage that outlives it: the
-// collector is to come seldom, unless the tree is so large that memory, in
-// bytes, matters.
-const (
-	captureGC     = 400
-	captureMemory = 1 << 30
-)
-
 func (p *program) imageCapture(c *cli.Context) error {
 	if err := wantArgs(c, 2, 2); err != nil {
 		return err
@@ -130,8 +122,6 @@ func (p *program) imageCapture(c *cli.Context) error {
 		return usagef("capture from %q: no such directory, and of a live node: want USER@HOST:/DIR", from)
 	}
 	req.Dir = from
-	debug.SetGCPercent(captureGC)
-	debug.SetMemoryLimit(captureMemory)
 	return p.captureDir(c, w, store.Image{Source: "directory " + from}, ref, req, w.captureCache(from))
 }
 
@@ -238,27 +228,77 @@ func (p *program) captureHost(c *cli.Context, w *world, user, host string, ref s
 	})
 }
 
+// opened is a store that no prune touches, with a writer.
+type opened struct {
+	writer  *store.Writer
+	release func()
+}
+
+func (p *program) openStore(ctx context.Context, w *world) (*opened, error) {
+	release, err := p.shareImages(ctx, w)
+	if err != nil {
+		return nil, err
+	}
+	// What has arrived is kept, whatever ends the capture.
+	writer, err := w.images.NewWriter(context.WithoutCancel(ctx))
+	if err != nil {
+		release()
+		return nil, err
+	}
+	return &opened{writer, release}, nil
+}
+
+// lateSink is a store that is still being opened: whoever asks it waits.
+type lateSink func() (*opened, error)
+
+// Missing implements imager.Sink.
+func (f lateSink) Missing(ctx context.Context, ids []digest.ID) ([]digest.ID, error) {
+	o, err := f()
+	if err != nil {
+		return nil, err
+	}
+	return o.writer.Missing(ctx, ids)
+}
+
+// Put implements imager.Sink.
+func (f lateSink) Put(ctx context.Context, id digest.ID, data []byte) error {
+	o, err := f()
+	if err != nil {
+		return err
+	}
+	return o.writer.Put(ctx, id, data)
+}
+
+// end lets go of the store; a writer that was not closed forgets what is not durable.
+func (f lateSink) end() {
+	if o, err := f(); err == nil {
+		o.writer.Abort()
+		o.release()
+	}
+}
+
 // publish runs a capture and gives its result a name, with what img says of
 // where it comes from: chunks durable first, then the manifest, then the name.
 // The store is locked against a prune meanwhile.
 func (p *program) publish(c *cli.Context, w *world, ref store.Ref, img store.Image,
 	capture func(context.Context, imager.Sink, func(wire.Progress)) (*manifest.Manifest, wire.Captured, error)) error {
 	ctx := c.Context
-	release, err := p.shareImages(ctx, w)
-	if err != nil {
-		return err
-	}
-	defer release()
-	// What has arrived is kept, whatever ends the capture.
-	writer, err := w.images.NewWriter(context.WithoutCancel(ctx))
-	if err != nil {
-		return err
-	}
-	defer writer.Abort()
+	// The index of the store is read while the tree is scanned.
+	late := lateSink(sync.OnceValues(func() (*opened, error) { return p.openStore(ctx, w) }))
+	go late()
+	defer late.end()
 	start := time.Now()
 	bar := p.bar()
-	m, got, err := capture(ctx, writer, bar.show)
+	m, got, err := capture(ctx, late, bar.show)
 	bar.end()
+	o, openErr := late()
+	switch {
+	case openErr != nil && (err == nil || errors.Is(err, openErr)):
+		return openErr
+	case openErr != nil:
+		return fmt.Errorf("capture %q: %w", ref, err)
+	}
+	writer := o.writer
 	closed := writer.Close()
 	if err != nil {
 		if closed == nil && writer.Stats().NewBytes > 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"ingot/internal/digest"
 	"ingot/internal/manifest"
@@ -20,11 +21,10 @@ func (s *Store) PutManifest(ctx context.Context, m *manifest.Manifest) (digest.I
 	if err := m.Validate(); err != nil {
 		return digest.ID{}, fmt.Errorf("store manifest: %w", err)
 	}
-	missing, err := s.Missing(ctx, Chunks(m))
-	if err != nil {
+	if err := s.refresh(ctx, time.Second); err != nil {
 		return digest.ID{}, fmt.Errorf("store manifest: %w", err)
 	}
-	if len(missing) > 0 {
+	if missing := s.lacking(m); len(missing) > 0 {
 		return digest.ID{}, fmt.Errorf("store manifest: %d of its chunks, as %s: %w", len(missing), missing[0].Short(), ErrMissing)
 	}
 	raw := m.Encode()
@@ -39,6 +39,22 @@ func (s *Store) PutManifest(ctx context.Context, m *manifest.Manifest) (digest.I
 		return digest.ID{}, fmt.Errorf("store manifest: %w", err)
 	}
 	return id, nil
+}
+
+// lacking lists the chunks of a manifest that the store does not have.
+func (s *Store) lacking(m *manifest.Manifest) (out []digest.ID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seen := map[digest.ID]bool{} // of those: mostly there are none
+	for i := range m.Entries {
+		for _, c := range m.Entries[i].Chunks {
+			if _, ok := s.index.chunks[c.ID]; !ok && !seen[c.ID] {
+				seen[c.ID] = true
+				out = append(out, c.ID)
+			}
+		}
+	}
+	return out
 }
 
 // Manifest reads a manifest.

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"unsafe"
 
 	"ingot/internal/digest"
 	"ingot/internal/durable"
@@ -227,7 +228,7 @@ func (r *cacheReader) count(size int) int {
 }
 
 func decodeCache(b []byte) ([]cached, error) {
-	body, ok := strings.CutPrefix(string(b), cacheMagic)
+	body, ok := strings.CutPrefix(unsafe.String(unsafe.SliceData(b), len(b)), cacheMagic) // b is ours, and stays as it is
 	if !ok || len(body) < digest.Size {
 		return nil, errors.New("no cache")
 	}

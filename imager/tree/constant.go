@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -156,26 +157,19 @@ func (c *capture) changes(ctx context.Context) (bad, allowed []string, err error
 		}
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	work := make(chan int)
-	g.Go(func() error {
-		defer close(work)
-		for _, n := range dirs {
-			select {
-			case work <- n:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-		return nil
-	})
+	var next atomic.Int64
 	for range 2 * runtime.GOMAXPROCS(0) {
 		g.Go(func() error {
-			for n := range work {
-				if err := l.dir(n); err != nil {
-					return fmt.Errorf("look again at %q: %w", c.entries[n].Path, err)
+			for ctx.Err() == nil {
+				i := int(next.Add(1)) - 1
+				if i >= len(dirs) {
+					return nil
+				}
+				if err := l.dir(dirs[i]); err != nil {
+					return fmt.Errorf("look again at %q: %w", c.entries[dirs[i]].Path, err)
 				}
 			}
-			return nil
+			return ctx.Err()
 		})
 	}
 	if err := g.Wait(); err != nil {
