@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -236,6 +237,16 @@ func testChecks(t *testing.T, b *base) {
 		}
 		if d := r.deployed(); d.State != "reverted" || !strings.Contains(d.Reason, "it does not burn") {
 			t.Errorf("recorded: %+v", d)
+		}
+		shown := r.must("node", "show", r.name).out
+		for num, words := range map[int][]string{was + 1: {"push", "web:2"}, was + 2: {"revert", "web:1", "it does not burn"}} {
+			_, line, found := strings.Cut(shown, fmt.Sprintf("\n%d ", num))
+			line, _, _ = strings.Cut(line, "\n")
+			for _, word := range words {
+				if !found || !strings.Contains(line, word) {
+					t.Errorf("node show says of generation %d %q, want %q in it", num, line, word)
+				}
+			}
 		}
 		eventually(t, "the guard has gone", func() bool { return len(r.guards()) == 0 })
 	}

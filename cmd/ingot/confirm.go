@@ -51,8 +51,7 @@ func (p *program) switched(ctx context.Context, w *world, n *site.Node, bar *bar
 		out.Done.Generation.Number, out.Done.Trial = max(out.Plan.From, 1)+1, true
 		p.say("%s: the connection broke in the switch: %v", n.Name, err)
 	case !out.Done.Unchanged:
-		made.Node, made.Number, made.By = n.Name, out.Done.Generation.Number, req.By
-		if err := w.state.AddGeneration(context.WithoutCancel(ctx), made); err != nil {
+		if err := w.record(context.WithoutCancel(ctx), n.Name, made, out.Done, req.By); err != nil {
 			return err
 		}
 	}
@@ -73,6 +72,19 @@ func (p *program) switched(ctx context.Context, w *world, n *site.Node, bar *bar
 		out.Done.Generation, out.Done.Trial = done.Generation, false
 	}
 	return err
+}
+
+// record notes the generation that a node was brought to. One that the node
+// took back at once is the one before the revert.
+func (w *world) record(ctx context.Context, node string, made inventory.Generation, done wire.Done, by string) error {
+	g := done.Generation
+	made.Node, made.Number, made.By = node, g.Number, by
+	if done.Reverted == "" {
+		return w.state.AddGeneration(ctx, made)
+	}
+	made.Number--
+	return errors.Join(w.state.AddGeneration(ctx, made), w.state.AddGeneration(ctx, inventory.Generation{Node: node, Number: g.Number, Ref: g.Ref,
+		Image: g.Image.String(), Overlay: g.Overlay.String(), Within: g.Within, Mode: g.Mode, Kind: "revert", By: by, Reason: done.Reverted}))
 }
 
 // orNone is a, or b where there is nothing in a.
