@@ -206,17 +206,6 @@ func (r *Rack) Reset(name string) error { return r.monitor(name, "system_reset",
 // Shutdown presses a machine's power button: an operating system with ACPI shuts down.
 func (r *Rack) Shutdown(name string) error { return r.monitor(name, "system_powerdown", nil) }
 
-// Press presses keys of a machine's keyboard, one after another, by QEMU's names of them (QKeyCode): "down", "ret", "a".
-func (r *Rack) Press(name string, keys ...string) error {
-	for _, k := range keys {
-		if err := r.monitor(name, "send-key", map[string]any{"keys": []map[string]string{{"type": "qcode", "data": k}}}); err != nil {
-			return err
-		}
-		time.Sleep(300 * time.Millisecond) // a key is held for 100 ms
-	}
-	return nil
-}
-
 // monitor gives a command to QEMU.
 func (r *Rack) monitor(name, command string, args map[string]any) error {
 	_, u, err := r.running(name)

@@ -36,7 +36,7 @@ var badReleases = []struct {
 // A release that breaks a service, sshd, the network or the C library: the
 // node comes back from each by itself, as it was, and the record says why. It
 // comes back too when it is reset in the middle of a switch that takes libc away.
-// The long form has kernels that do not boot.
+// The long form has a kernel that does not boot.
 func TestBadReleases(t *testing.T) {
 	b := newInstalled(t, lab.Machine{Name: "n1", Firmware: lab.BIOS})
 	b.releases()
@@ -75,25 +75,6 @@ func TestBadReleases(t *testing.T) {
 			t.Errorf("/.ingot/boot holds %q", files)
 		}
 	})
-	t.Run("boot entry of the generation before", b.bootEntry)
-}
-
-// bootEntry: a kernel that does not boot was not on trial. Somebody at the
-// console chooses the generation before.
-func (b *bench) bootEntry(t *testing.T) {
-	b.write("profile/DEFAULT.yaml", strings.Split(b.read("profile/DEFAULT.yaml"), "restart:")[0])
-	b.run("push", "app:kernel", "n1", "--confirm", "0")
-	logins := b.logins("n1")
-	b.must(b.rack.Cycle("n1"))
-	_, err := b.rack.Expect(t.Context(), "n1", "invalid magic number")
-	b.must(err)
-	time.Sleep(12 * time.Second) // the menu comes again
-	b.must(b.rack.Press("n1", "down", "down", "ret"))
-	b.seen(loginWait, "n1", "login", "", logins+1, "failed", "alarm")
-	list := b.ssh("n1", "/.ingot/agent generations; head -c 12 /vmlinuz")
-	if !strings.Contains(list, "boot entry of the generation before") || strings.Contains(list, "not a kernel") {
-		t.Errorf("the node is %s", list)
-	}
 }
 
 // look tells what a node is, in a way that a broken one cannot.
