@@ -30,6 +30,7 @@ const (
 	guardTick  = time.Second      // between two looks
 	guardStart = 5 * time.Second  // in which it has to be there
 	guardIdle  = 30 * time.Second // without the switch that it was started for
+	guardLast  = 20 * time.Second // in which one that has to go takes its generation back: systemd waits for 90 s
 	guardRetry = 10 * time.Second // between tries of a revert that fails, at first
 	guardCalm  = time.Minute      // between later ones
 )
@@ -149,10 +150,17 @@ func (g *guardian) watch(ctx context.Context) error {
 	}
 }
 
-// last is what a guard does that has to go.
+// last is what a guard does that has to go. Whoever holds the lock now, such as
+// the process that reports on the switch, is waited for.
 func (g *guardian) last() error {
-	if s := g.look(); s.current == g.num && s.onTrial {
-		g.revert(context.Background(), "its guard was ended before it was confirmed, as in a shutdown")
+	for deadline := time.Now().Add(guardLast); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		s := g.look()
+		if s.busy {
+			continue
+		}
+		if s.current != g.num || !s.onTrial || g.revert(context.Background(), "its guard was ended before it was confirmed, as in a shutdown") == 0 {
+			return nil
+		}
 	}
 	return nil
 }
