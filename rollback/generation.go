@@ -1,6 +1,7 @@
 package rollback
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -47,6 +48,28 @@ type Generation struct {
 	Kept     []Path    `json:"kept_changes,omitempty"` // local changes that were kept by policy
 	Owned    []string  `json:"node_owned,omitempty"`   // the profile's node-owned patterns
 	Never    []string  `json:"never_roll_back,omitempty"`
+
+	Retention Retention `json:"retention,omitzero"` // of what is kept beside it
+}
+
+// Retention is what a node keeps to go back to: so many generations, pinned
+// ones aside (0: UsualKeep), and of these as many as have undo copies that fit
+// into so many bytes (0: any). The present one and the one before are kept in
+// any case. It is part of the record: who goes back with nobody to ask keeps no less.
+type Retention struct {
+	Keep  int   `json:"keep,omitempty"`
+	Space int64 `json:"space,omitempty"`
+}
+
+// UsualKeep is how many generations are kept where nothing is said.
+const UsualKeep = 3
+
+// retention is that of a generation which follows g.
+func (n *Node) retention(g *Generation) Retention {
+	if n.Retention != (Retention{}) {
+		return n.Retention
+	}
+	return g.Retention
 }
 
 // Path is a path of the tree in JSON: as it is, or quoted as in Go when it is not UTF-8.
@@ -345,18 +368,16 @@ func (n *Node) numbers() ([]int, error) {
 // retire removes what retention does not keep, oldest first. A generation
 // that is kept keeps all after it: a rollback to it takes from their undo copies.
 func (n *Node) retire() error {
-	keep := n.Keep
-	if keep <= 0 {
-		keep = 3
-	}
 	gens, err := n.Generations()
-	if err != nil {
+	if err != nil || len(gens) == 0 {
 		return err
 	}
 	if err := n.sweep(gens); err != nil {
 		return err
 	}
-	fit, err := n.fitting(gens)
+	says := gens[len(gens)-1].Retention
+	keep := cmp.Or(says.Keep, UsualKeep)
+	fit, err := n.fitting(gens, says.Space)
 	if err != nil {
 		return err
 	}
@@ -377,9 +398,9 @@ func (n *Node) retire() error {
 }
 
 // fitting is how many of the newest generations have undo copies that fit into
-// the space for them.
-func (n *Node) fitting(gens []Generation) (int, error) {
-	if n.Space <= 0 {
+// the space for them, in bytes; 0: any.
+func (n *Node) fitting(gens []Generation, space int64) (int, error) {
+	if space <= 0 {
 		return len(gens), nil
 	}
 	total := int64(0)
@@ -395,7 +416,7 @@ func (n *Node) fitting(gens []Generation) (int, error) {
 			}
 			total += bytes
 		}
-		if total > n.Space {
+		if total > space {
 			return len(gens) - 1 - i, nil
 		}
 	}
@@ -413,9 +434,14 @@ func (n *Node) diskUse(dir string) (bytes int64, err error) {
 		return 0, fmt.Errorf("look at %q: %w", dir, err)
 	}
 	defer unix.Close(fd)
+	here := map[uint64]uint64{} // names of an inode
 	for _, name := range names {
 		var st unix.Stat_t
-		if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && st.Nlink == 1 { // what has other names is not only here
+		if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			continue
+		}
+		// What has a name elsewhere, too, would not be gained.
+		if here[st.Ino]++; st.Mode&unix.S_IFMT == unix.S_IFDIR || here[st.Ino] == uint64(st.Nlink) {
 			bytes += st.Blocks * 512
 		}
 	}

@@ -89,7 +89,7 @@ func (n *Node) Plan(ctx context.Context, t Target) (*Plan, error) {
 	kept := p.Generation.Kept
 	p.Generation = Generation{Image: t.Image, ImageID: t.ImageID, Overlay: t.Overlay, Mode: t.Mode,
 		Within: Path(t.Within), Exact: t.Exact, Covers: known.with(top),
-		By: t.By, Result: "switched", Derived: g.Derived, Kept: kept, Owned: t.NodeOwned.Strings(), Never: t.Never.Strings()}
+		By: t.By, Result: "switched", Derived: g.Derived, Kept: kept, Owned: t.NodeOwned.Strings(), Never: t.Never.Strings(), Retention: n.retention(&g)}
 	switch {
 	case t.Within == "":
 		p.target = t.Manifest
@@ -260,7 +260,7 @@ func (n *Node) planBack(ctx context.Context, g, dest Generation, base, target *i
 	p.Generation = dest
 	p.Generation.Pinned, p.Generation.By, p.Generation.Kept = false, by, kept
 	p.Generation.Trial, p.Generation.Health, p.Generation.Reason = nil, nil, ""
-	p.Generation.Covers, p.Generation.Never = g.Covers, g.Never
+	p.Generation.Covers, p.Generation.Never, p.Generation.Retention = g.Covers, g.Never, n.retention(&g)
 	p.Generation.Of, p.Generation.To, p.Generation.Result = g.Number, dest.Number, "rolled back"
 	p.Generation.Note = fmt.Sprintf("rollback of %d to %d", g.Number, dest.Number)
 	p.Notes = append(p.Notes, split...)
@@ -287,7 +287,7 @@ func (n *Node) finish(ctx context.Context, p *Plan, l *live, s *scanner) error {
 	if err := n.sources(ctx, p, l, s); err != nil {
 		return fmt.Errorf("plan: %w", err)
 	}
-	p.measure(n.pairBytes(p))
+	p.measure(n.pairRoom(p))
 	p.Notes = append(p.Notes, writers(p)...)
 	return nil
 }

@@ -361,12 +361,37 @@ func TestRetention(t *testing.T) {
 	is(t, err, ErrNoGeneration)
 }
 
+// What is to be kept is part of the record: a revert or a console, which
+// nobody tells what the profile says, keeps no less.
+func TestRetentionIsRemembered(t *testing.T) {
+	w := usual(t)
+	n := w.node()
+	n.Retention.Keep = 5
+	w.push(n)
+	n.Retention = Retention{}
+	for range 6 {
+		w.back(n, 0)
+	}
+	gens, err := n.Generations()
+	ok(t, err)
+	if len(gens) != 5 {
+		t.Errorf("%d generations are kept, want the five that the push asked for", len(gens))
+	}
+	n.Retention.Keep = UsualKeep // the profile says nothing any more
+	w.back(n, 0)
+	gens, err = n.Generations()
+	ok(t, err)
+	if len(gens) != UsualKeep {
+		t.Errorf("%d generations are kept, want %d", len(gens), UsualKeep)
+	}
+}
+
 // TestRetentionBySpace: of the generations that are to be kept, those go whose undo copies
 // do not fit, but never the one before the present.
 func TestRetentionBySpace(t *testing.T) {
 	w := usual(t)
 	n := w.node()
-	n.Keep = 10
+	n.Retention.Keep = 10
 	count := func(want int) {
 		t.Helper()
 		gens, err := n.Generations()
@@ -389,10 +414,10 @@ func TestRetentionBySpace(t *testing.T) {
 	if undo == 0 {
 		t.Fatal("there are no undo copies: this test does not test")
 	}
-	n.Space = 1 << 40
+	n.Retention.Space = 1 << 40
 	w.back(n, 0)
 	count(6)
-	n.Space = 1
+	n.Retention.Space = 1
 	w.back(n, 0)
 	count(2)
 	w.back(n, 0)
@@ -407,7 +432,7 @@ func TestRetentionBySpace(t *testing.T) {
 func TestSeveralBack(t *testing.T) {
 	w := newWorld(t, 21, 120, 60)
 	n := w.node()
-	n.Keep = 10
+	n.Retention.Keep = 10
 	trees := []*manifest.Manifest{nil, w.mold}
 	g := &garden{t: t, dir: w.new, r: rand.New(rand.NewPCG(5, 5)), n: 100000}
 	for range 4 {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -64,14 +65,15 @@ func (n *Node) bootPair() (p pair, dev uint64, err error) {
 	return p, dev, nil
 }
 
-// pairBytes is what a copy of the pair takes, 0 where there is none to be kept.
-func (n *Node) pairBytes(p *Plan) (bytes int64) {
+// pairRoom is what a copy of the pair takes, of which volume of the plan;
+// nothing where there is none to be kept.
+func (n *Node) pairRoom(p *Plan) (bytes int64, vol int) {
 	if !n.Boots || !p.TouchesBoot() {
-		return 0
+		return 0, 0
 	}
-	old, _, err := n.bootPair()
+	old, dev, err := n.bootPair()
 	if err != nil {
-		return 0
+		return 0, 0
 	}
 	defer old.close()
 	for _, f := range old {
@@ -79,7 +81,7 @@ func (n *Node) pairBytes(p *Plan) (bytes int64) {
 			bytes += st.Size()
 		}
 	}
-	return bytes
+	return bytes, max(0, slices.IndexFunc(p.vols, func(v volume) bool { return v.dev == dev }))
 }
 
 // TouchesBoot reports whether the plan changes what a boot loader reads.

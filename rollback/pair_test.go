@@ -90,9 +90,15 @@ func TestPairBefore(t *testing.T) {
 	ok(t, os.WriteFile(filepath.Join(n.path, "mark"), nil, 0o600))
 	ok(t, n.Confirm(6, "test"))
 	ok(t, os.Rename(filepath.Join(n.path, "mark"), filepath.Join(n.path, ".ingot/boot/trial")))
-	_, err = n.Recover(bg())
+	out, err := n.Recover(bg())
 	ok(t, err)
 	wantPair(t, n, "recovered", "1", false)
+	if !out.Boot {
+		t.Error("the loader started the pair before, and the recovery does not say so")
+	}
+	if out, err = n.Recover(bg()); err != nil || out.Boot {
+		t.Errorf("a second recovery: %+v, %v", out, err)
+	}
 }
 
 // A switch that fails, or dies, anywhere leaves the usual entry with what the

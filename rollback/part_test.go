@@ -73,7 +73,7 @@ func TestWithin(t *testing.T) {
 // and a rollback leads back over all of it.
 func TestWholeAfterParts(t *testing.T) {
 	n, dir, target, src := parts(t)
-	n.Keep = 20
+	n.Retention.Keep = 20
 	states := []*manifest.Manifest{snapshot(t, dir)}
 	for _, within := range []string{"srv/www", "opt/app/bin", ""} {
 		_, err := push(n, Target{Manifest: target, Image: "new:1", Within: within}, src)

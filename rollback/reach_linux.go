@@ -68,7 +68,7 @@ func (n *Node) open(list []Volume) (r reach, err error) {
 		if err != nil {
 			return r, &VolumeError{v, "its mount point cannot be opened: " + err.Error()}
 		}
-		b := branch{Node: &Node{Log: n.Log, Keep: n.Keep, Now: n.Now, path: filepath.Join(n.path, at), top: fd, sys: n.sys}, at: at, undo: -1}
+		b := branch{Node: &Node{Log: n.Log, Now: n.Now, path: filepath.Join(n.path, at), top: fd, sys: n.sys}, at: at, undo: -1}
 		r = append(r, b)
 		if err := unix.Fstat(fd, &st); err != nil {
 			return r, fmt.Errorf("stat %q: %w", b.path, err)
@@ -275,9 +275,10 @@ func (n *Node) recorded(m *manifest.Manifest) ([]Volume, error) {
 }
 
 // Volumes returns the file systems that the journal of an interrupted switch
-// and a generation on trial name besides that of top, parents first: they have
-// to be mounted below top before Recover and Revert. Mostly there are none.
-func Volumes(top string) ([]Volume, error) {
+// and a generation on trial, or with back the present one, name besides that of
+// top, parents first: they have to be mounted below top before Recover, Revert
+// and TakeBack. Mostly there are none.
+func Volumes(top string, back bool) ([]Volume, error) {
 	n, err := Open(top, nil)
 	if err != nil {
 		return nil, err
@@ -292,7 +293,7 @@ func Volumes(top string) ([]Volume, error) {
 		all = j.volumes
 	}
 	g, err := n.Current()
-	if err == nil && g.OnTrial() {
+	if err == nil && (back && g.From > 0 || g.OnTrial()) {
 		all = append(all, g.Volumes...)
 		if g, err = n.generation(g.From); err == nil {
 			all = append(all, g.Volumes...)

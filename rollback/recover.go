@@ -15,7 +15,7 @@ import (
 type Outcome struct {
 	Did      Did
 	From, To int    // the generations of the interrupted switch
-	Boot     bool   // it changes what a boot loader reads: the kernel that runs may be that of the other one
+	Boot     bool   // it changes what a boot loader reads or starts: the kernel that runs may be that of the other one
 	Foreign  []Note // paths that someone else changed meanwhile: left as they are
 }
 
@@ -34,8 +34,7 @@ const (
 // does not matter which of them had reached the disk.
 func (n *Node) Recover(ctx context.Context) (Outcome, error) {
 	if !n.exists(in("journal")) {
-		n.tidy()
-		return Outcome{Did: Nothing}, nil
+		return Outcome{Did: Nothing, Boot: n.tidy()}, nil
 	}
 	unlock, err := n.lock("recover")
 	if err != nil {

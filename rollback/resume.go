@@ -153,21 +153,23 @@ func filled(ranges, holes []entry.Extent) bool {
 }
 
 // tidy removes stages that nobody went on with for a long time. Whoever is at
-// work here does that himself; that it cannot be done is no failure.
-func (n *Node) tidy() {
+// work here does that himself; that it cannot be done is no failure. boot
+// reports that a boot loader started the pair before, and does no more.
+func (n *Node) tidy() (boot bool) {
 	old, torn := n.stages(), n.torn()
 	g, err := n.Current()
 	settled := (err == nil || errors.Is(err, ErrNoGeneration)) && !g.OnTrial() && len(n.trialMarks(g.Volumes)) > 0
 	if len(old)+len(torn) == 0 && !settled {
-		return
+		return false
 	}
 	unlock, err := n.lockIdle("tidy up")
 	if err != nil {
-		return
+		return false
 	}
 	defer unlock()
 	if settled { // whoever made the mark died before the switch, or after the confirmation
-		if err := n.usualPair(g.Volumes); err != nil {
+		err := n.usualPair(g.Volumes)
+		if boot = err == nil; !boot {
 			n.log().Warn("the boot entry of the generation before is still the usual one", slogx.Err, err)
 		}
 	}
@@ -182,6 +184,7 @@ func (n *Node) tidy() {
 			n.log().Warn("a file that was not finished could not be removed", slogx.Path, path, slogx.Err, err)
 		}
 	}
+	return boot
 }
 
 // torn lists records of generations that were being written anew when a

@@ -89,11 +89,10 @@ type Source interface {
 // processes; those that change something exclude each other (ErrBusy).
 type Node struct {
 	// config; set before use
-	Log   *slog.Logger     // nil discards
-	Keep  int              // generations to keep besides pinned ones; 0 means 3
-	Space int64            // bytes that undo copies may take: older generations go, but for the one before the present; 0: any
-	Boots bool             // the machine boots from this tree: a change of what its boot loader reads is brought to its final place, and the pair before is kept
-	Now   func() time.Time // nil means time.Now
+	Log       *slog.Logger     // nil discards
+	Retention Retention        // of what is switched from now on; the zero value: as the present generation says
+	Boots     bool             // the machine boots from this tree: a change of what its boot loader reads is brought to its final place, and the pair before is kept
+	Now       func() time.Time // nil means time.Now
 
 	// state
 	path string

@@ -9,15 +9,15 @@ import (
 // room is what staging takes on one file system.
 type room struct{ bytes, inodes int64 }
 
-// measure adds up what staging takes, and the copy of a pair.
-func (p *Plan) measure(pair int64) {
+// measure adds up what staging takes, and on one volume the copy of a pair, in bytes.
+func (p *Plan) measure(pair int64, vol int) {
 	const block = 4096
 	up := func(n int64) int64 { return (n + block - 1) / block * block }
 	p.room = make([]room, max(len(p.vols), 1))
 	for i := range p.room {
 		p.room[i] = room{64 << 10, 16}
 	}
-	p.room[0].bytes += pair
+	p.room[vol].bytes += pair
 	if p.live != nil { // two manifests and the journal, generously
 		p.room[0].bytes += int64(max(len(p.base.m.Entries), len(p.live.items))) * 300
 	}

@@ -161,18 +161,24 @@ func (n *Node) TakeBack(ctx context.Context, by string) (Generation, *Plan, erro
 	if err != nil {
 		return g, nil, fmt.Errorf("take back: %w", err)
 	}
-	p, err := n.planRevert(ctx, g)
-	if err == nil {
-		p.Generation.By = by
-		err = n.Stage(ctx, p, nil)
-	}
-	if err == nil {
-		g, err = n.Switch(ctx, p)
-	}
+	made, p, err := n.wayBack(ctx, g, func(p *Plan) { p.Generation.By = by })
 	if err != nil {
 		return g, nil, fmt.Errorf("take back generation %d: %w", g.Number, err)
 	}
-	return g, p, nil
+	return made, p, nil
+}
+
+// wayBack goes back from a generation to the one before it; say completes the record.
+func (n *Node) wayBack(ctx context.Context, g Generation, say func(*Plan)) (Generation, *Plan, error) {
+	p, err := n.planRevert(ctx, g)
+	if err != nil {
+		return g, nil, err
+	}
+	say(p)
+	if err = n.Stage(ctx, p, nil); err == nil {
+		g, err = n.Switch(ctx, p)
+	}
+	return g, p, err
 }
 
 // planRevert plans the way back from a generation on trial. What the node
@@ -225,14 +231,8 @@ func (n *Node) revert(ctx context.Context, num int, why string) (Generation, *Pl
 	if g.Number != num || !g.OnTrial() {
 		return g, nil, fmt.Errorf("the node is at generation %d%s: %w", g.Number, inBrackets(g.Note), ErrNoTrial)
 	}
-	p, err := n.planRevert(ctx, g)
-	if err != nil {
-		return g, nil, err
-	}
-	p.Generation.Result, p.Generation.Reason = "reverted", why
-	p.Generation.Note = fmt.Sprintf("revert of %d to %d: %s", num, p.To, why)
-	if err = n.Stage(ctx, p, nil); err == nil {
-		g, err = n.Switch(ctx, p)
-	}
-	return g, p, err
+	return n.wayBack(ctx, g, func(p *Plan) {
+		p.Generation.Result, p.Generation.Reason = "reverted", why
+		p.Generation.Note = fmt.Sprintf("revert of %d to %d: %s", num, p.To, why)
+	})
 }

@@ -35,7 +35,7 @@ func TestVolumeMissingAtRecovery(t *testing.T) {
 	if got := fingerprint(t, w.dir); got != state {
 		t.Errorf("a recovery that could not begin changed something:\n%s\n%s", state, got)
 	}
-	vols, err := Volumes(w.dir)
+	vols, err := Volumes(w.dir, false)
 	ok(t, err)
 	if len(vols) != 1 || vols[0].At != "vol" || vols[0].FSType != "tmpfs" {
 		t.Errorf("the journal names %+v", vols)
@@ -63,7 +63,7 @@ func TestVolumeMissingAtRecovery(t *testing.T) {
 		t.Errorf("outcome %+v, %v", out, err)
 	}
 	w.judge("recovered", w.old, w.mold)
-	if vols, err := Volumes(w.dir); len(vols) > 0 || err != nil {
+	if vols, err := Volumes(w.dir, false); len(vols) > 0 || err != nil {
 		t.Errorf("without a journal %v are needed, %v", vols, err)
 	}
 }

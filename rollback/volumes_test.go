@@ -250,7 +250,7 @@ func TestDataIsLeftAlone(t *testing.T) {
 		ok(t, os.Mkdir(dir+"/vol", 0o755))
 	})
 	n := open(t, w.dir)
-	n.Keep = 20
+	n.Retention.Keep = 20
 	for range 2 {
 		p, err := n.Plan(bg(), w.goal())
 		ok(t, err)

@@ -56,7 +56,7 @@ func (p *planner) withUUID(argv, own []string, flag string, m *Made) []string {
 	return append(argv, flag, m.UUID)
 }
 
-// vfat: the volume ID stands for the UUID, four bytes written as XXXX-XXXX. The ESP's
+// vfat: the volume ID stands for the UUID, four bytes written as two halves with a dash between. The ESP's
 // label comes last, so that it wins over one of createopts: boot scripts look for it.
 func (p *planner) vfat(part *Partition, m *Made) []string {
 	argv := []string{"mkfs.vfat"}

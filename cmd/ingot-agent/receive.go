@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -83,10 +84,7 @@ func serve(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 	case wire.VerbPush:
 		return push(ctx, conn, req)
 	case wire.VerbRollback:
-		return withNode(req.Dir, func(n *rollback.Node) error {
-			n.Keep, n.Space = req.Retention.Generations, req.Retention.Bytes
-			return goBack(ctx, conn, n, req)
-		})
+		return withNode(req.Dir, func(n *rollback.Node) error { return goBack(ctx, conn, n, req) })
 	case wire.VerbConfirm:
 		return confirm(ctx, conn, req)
 	case wire.VerbCapture:
@@ -188,7 +186,7 @@ func push(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 		return fmt.Errorf("derived: %w", err)
 	}
 	return withNode(req.Dir, func(n *rollback.Node) error {
-		n.Keep, n.Space = req.Retention.Generations, req.Retention.Bytes
+		n.Retention = retention(req)
 		if t.Manifest, err = targetOf(conn, n, req); err != nil {
 			return err
 		}
@@ -205,11 +203,18 @@ func push(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 	})
 }
 
+// retention is what the profile says, or that it says nothing: that is not to
+// be taken from the generation before.
+func retention(req wire.Request) rollback.Retention {
+	return rollback.Retention{Keep: cmp.Or(req.Retention.Generations, rollback.UsualKeep), Space: req.Retention.Bytes}
+}
+
 func goBack(ctx context.Context, conn *wire.Conn, n *rollback.Node, req wire.Request) error {
 	policy, err := policyOf(req.Keep, req.Take, req.Usual)
 	if err != nil {
 		return err
 	}
+	n.Retention = retention(req)
 	if err := conn.SendKept(kept(n)); err != nil {
 		return err
 	}

@@ -125,7 +125,7 @@ func revertTree(top string, back bool, say io.Writer) (boot bool, err error) {
 // recoverVolumes mounts what else the switch, or the generation on trial, is
 // about, recovers, takes back what is on trial, and leaves all of it to init.
 func recoverVolumes(top string, d disks, back bool) (boot bool, err error) {
-	vols, err := rollback.Volumes(top)
+	vols, err := rollback.Volumes(top, back)
 	if err != nil {
 		return false, err
 	}

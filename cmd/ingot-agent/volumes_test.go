@@ -200,6 +200,18 @@ func TestRecoveryMountsWhatItNeeds(t *testing.T) {
 		}
 		states[state(t, top)]++
 	}
+	// The boot entry of the generation before, too, needs all of them.
+	was := state(t, top)
+	unmount(t, top+"/srv/deep")
+	unmount(t, top+"/srv")
+	if _, err := recoverVolumes(top, disks{list, 0}, true); err != nil {
+		t.Fatalf("back to the generation before: %v", err)
+	}
+	mount(srv, "srv")
+	mount(deep, "srv/deep")
+	if now := state(t, top); now == was {
+		t.Errorf("taken back, the tree is still %q", now)
+	}
 	t.Logf("%d recoveries, %v", recovered, states)
 	if recovered < 10 || states["one"] == 0 || states["two"] == 0 {
 		t.Errorf("%d recoveries led to %v", recovered, states)
