@@ -51,7 +51,7 @@ func (p *program) switched(ctx context.Context, w *world, n *site.Node, bar *bar
 		out.Done.Generation.Number, out.Done.Trial = max(out.Plan.From, 1)+1, true
 		p.say("%s: the connection broke in the switch: %v", n.Name, err)
 	case !out.Done.Unchanged:
-		if err := w.record(context.WithoutCancel(ctx), n.Name, made, out.Done, req.By); err != nil {
+		if err := w.recordGeneration(context.WithoutCancel(ctx), n.Name, made, out.Done, req.By); err != nil {
 			return err
 		}
 	}
@@ -74,9 +74,9 @@ func (p *program) switched(ctx context.Context, w *world, n *site.Node, bar *bar
 	return err
 }
 
-// record notes the generation that a node was brought to. One that the node
+// recordGeneration notes the generation that a node was brought to. One that the node
 // took back at once is the one before the revert.
-func (w *world) record(ctx context.Context, node string, made inventory.Generation, done wire.Done, by string) error {
+func (w *world) recordGeneration(ctx context.Context, node string, made inventory.Generation, done wire.Done, by string) error {
 	g := done.Generation
 	made.Node, made.Number, made.By = node, g.Number, by
 	if done.Reverted == "" {

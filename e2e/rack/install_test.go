@@ -41,6 +41,9 @@ func TestInstallationsSurvive(t *testing.T) {
 		t.Errorf("after the power cut the state is %q, want writing", n.State)
 	}
 	b.within(4*time.Minute, "a third of the image is written to n1", third("n1"))
+	if n := b.node("n1"); n.State != "writing" {
+		t.Errorf("the server is not killed in the middle of anything: n1 is %q", n.State)
+	}
 	b.server.Kill()
 	time.Sleep(3 * time.Second)
 	before := b.run("node", "keys", "n1")
