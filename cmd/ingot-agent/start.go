@@ -97,7 +97,8 @@ func unsettled(top string) (bool, error) {
 
 // revertTree takes back a generation that nobody confirmed before the machine
 // went down: whatever it did, the machine did not stay up with it. With back
-// it goes to the generation before in any case.
+// it goes to the generation before in any case, and the kernel that runs is the
+// one before the last other one, which need not be that generation's.
 func revertTree(top string, back bool, say io.Writer) (boot bool, err error) {
 	n, err := rollback.Open(top, nil)
 	if err != nil {
@@ -119,7 +120,7 @@ func revertTree(top string, back bool, say io.Writer) (boot bool, err error) {
 		return false, err
 	}
 	fmt.Fprintf(say, "ingot-agent: generation %d: %s\n", g.Number, g.Note)
-	return plan.TouchesBoot(), nil
+	return plan.TouchesBoot() || back, nil
 }
 
 // recoverVolumes mounts what else the switch, or the generation on trial, is

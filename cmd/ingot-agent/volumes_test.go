@@ -204,8 +204,8 @@ func TestRecoveryMountsWhatItNeeds(t *testing.T) {
 	was := state(t, top)
 	unmount(t, top+"/srv/deep")
 	unmount(t, top+"/srv")
-	if _, err := recoverVolumes(top, disks{list, 0}, true); err != nil {
-		t.Fatalf("back to the generation before: %v", err)
+	if boot, err := recoverVolumes(top, disks{list, 0}, true); err != nil || !boot {
+		t.Fatalf("back to the generation before: %v; boots once more: %v", err, boot)
 	}
 	mount(srv, "srv")
 	mount(deep, "srv/deep")
