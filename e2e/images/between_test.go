@@ -3,18 +3,13 @@
 package images
 
 import (
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"ingot/imager"
-	"ingot/imager/store"
 	"ingot/imager/wire"
-	"ingot/internal/digest"
-	"ingot/internal/manifest"
 	"ingot/internal/torture"
 )
 
@@ -22,7 +17,6 @@ import (
 // called when all is staged and nothing is switched, with what cuts the wire.
 func (s site) pushWith(image string, between func(cut func() error)) error {
 	s.t.Helper()
-	ctx := s.t.Context()
 	cmd := exec.Command(built(agent), "receive") // it is to find out by itself that its controller has gone
 	in, err := cmd.StdinPipe()
 	ok(s.t, err)
@@ -32,28 +26,12 @@ func (s site) pushWith(image string, between func(cut func() error)) error {
 	defer cmd.Wait()
 	defer in.Close()
 	c := wire.New(out, in)
-	version := strings.TrimSpace(strings.TrimPrefix(runProgram(s.t, built(agent), "--version").out, "ingot-agent version "))
-	ok(s.t, c.Greet(version))
-	images, err := store.Open(s.store())
-	ok(s.t, err)
-	id, err := images.Resolve(ctx, image)
-	ok(s.t, err)
-	target := imager.Target{ID: id, Source: images, Manifest: func() (*manifest.Manifest, error) { return images.Manifest(ctx, id) }}
-	req := wire.Request{Dir: treeOf(s), By: "test", Ref: image, Image: id, Overlay: digest.Of([]byte("none"))}
-	_, _, err = imager.Push(ctx, c, req, target, imager.Talk{
-		Decide: func(p wire.Plan) error {
-			if len(p.Conflicts) > 0 {
-				return errors.New("conflicts")
-			}
-			return nil
-		},
-		Progress: func(p wire.Progress) {
-			if p.Task == "switch" && between != nil {
-				between(in.Close)
-			}
-		},
+	ok(s.t, c.Greet(agentVersion(s.t)))
+	return s.push(c, image, func(p wire.Progress) {
+		if p.Task == "switch" && between != nil {
+			between(in.Close)
+		}
 	})
-	return err
 }
 
 // What happens to a node between the stage of a push and its switch: somebody

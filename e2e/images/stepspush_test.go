@@ -103,7 +103,7 @@ func TestBrokenAgent(t *testing.T) {
 	ok(t, os.Remove(filepath.Join(src, "link")))
 	ok(t, os.WriteFile(filepath.Join(src, "large"), torture.Noise(9, 100<<10), 0o600))
 	now := s.captured(src, "web:2")
-	version := strings.TrimSpace(strings.TrimPrefix(runProgram(t, built(agent), "--version").out, "ingot-agent version "))
+	version := agentVersion(t)
 	ordeal{site: s, wants: map[string][]string{"web:1": {old}, "web:2": {now}},
 		runs: func(s site, f steps.Fault) (result, steps.Result) { return s.pushThrough(f, version, "web:2") },
 		whole: func(s site) error {
@@ -114,6 +114,11 @@ func TestBrokenAgent(t *testing.T) {
 		},
 		done: func(s site) error { return s.is(now) },
 	}.run(t)
+}
+
+func agentVersion(t testing.TB) string {
+	t.Helper()
+	return strings.TrimSpace(strings.TrimPrefix(runProgram(t, built(agent), "--version").out, "ingot-agent version "))
 }
 
 // pushThrough pushes an image to the tree of a site through an agent with a fault.
@@ -133,7 +138,7 @@ func (s site) pushThrough(f steps.Fault, version, image string) (result, steps.R
 	c := wire.New(out, in)
 	err = c.Greet(version)
 	if err == nil {
-		err = s.push(c, image)
+		err = s.push(c, image, nil)
 	}
 	in.Close()
 	_, _ = io.Copy(io.Discard, out)
@@ -148,7 +153,7 @@ func (s site) pushThrough(f steps.Fault, version, image string) (result, steps.R
 	return r, st
 }
 
-func (s site) push(c *wire.Conn, image string) error {
+func (s site) push(c *wire.Conn, image string, progress func(wire.Progress)) error {
 	images, err := store.Open(s.store())
 	if err != nil {
 		return err
@@ -159,7 +164,7 @@ func (s site) push(c *wire.Conn, image string) error {
 	}
 	target := imager.Target{ID: id, Source: images, Manifest: func() (*manifest.Manifest, error) { return images.Manifest(s.t.Context(), id) }}
 	req := wire.Request{Dir: treeOf(s), By: "test", Ref: image, Image: id, Overlay: digest.Of([]byte("none"))}
-	_, _, err = imager.Push(s.t.Context(), c, req, target, imager.Talk{Decide: func(p wire.Plan) error {
+	_, _, err = imager.Push(s.t.Context(), c, req, target, imager.Talk{Progress: progress, Decide: func(p wire.Plan) error {
 		if len(p.Conflicts) > 0 {
 			return errors.New("conflicts")
 		}

@@ -323,8 +323,8 @@ func (b *bench) read(name string) string {
 }
 
 // damagePack flips a byte in the middle of the largest pack of the test's own
-// store that the image needs.
-func (b *bench) damagePack() {
+// store that the image needs; the function that it returns flips it back.
+func (b *bench) damagePack() func() {
 	b.t.Helper()
 	pack := b.largestPack()
 	found, err := filepath.Glob(filepath.Join(b.site, ".ingot", "store", "packs", "*", pack.Pack.String()))
@@ -332,15 +332,19 @@ func (b *bench) damagePack() {
 	if len(found) != 1 {
 		b.t.Fatalf("pack %s: %q", pack.Pack, found)
 	}
-	f, err := os.OpenFile(found[0], os.O_RDWR, 0)
-	b.must(err)
-	one := make([]byte, 1)
-	at := pack.FrameOff + int64(pack.FrameLen)/2
-	_, err = f.ReadAt(one, at)
-	b.must(err)
-	one[0] ^= 0x10
-	_, err = f.WriteAt(one, at)
-	b.must(errors.Join(err, f.Close()))
+	flip := func() {
+		f, err := os.OpenFile(found[0], os.O_RDWR, 0)
+		b.must(err)
+		one := make([]byte, 1)
+		at := pack.FrameOff + int64(pack.FrameLen)/2
+		_, err = f.ReadAt(one, at)
+		b.must(err)
+		one[0] ^= 0x10
+		_, err = f.WriteAt(one, at)
+		b.must(errors.Join(err, f.Close()))
+	}
+	flip()
+	return flip
 }
 
 // largestPack is a frame in the middle of it of which the image needs all: the
@@ -353,17 +357,7 @@ func (b *bench) largestPack() store.Location {
 	b.must(err)
 	m, err := images.Manifest(b.t.Context(), id)
 	b.must(err)
-	seen := map[digest.ID]bool{}
-	var ids []digest.ID
-	for i := range m.Entries {
-		for _, c := range m.Entries[i].Chunks {
-			if !seen[c.ID] {
-				seen[c.ID] = true
-				ids = append(ids, c.ID)
-			}
-		}
-	}
-	places, err := images.Locate(b.t.Context(), ids)
+	places, err := images.Locate(b.t.Context(), store.Chunks(m))
 	b.must(err)
 	type frame struct {
 		pack digest.ID

@@ -76,19 +76,20 @@ func TestInstallationsSurvive(t *testing.T) {
 	}
 }
 
-// A pack that is damaged after arming: the node says which and ends as failed;
-// its half-written disk says that it does not boot; and it is not installed by a
-// power cycle. TestCableCuts arms one that failed again.
-func TestDamagedPackFails(t *testing.T) {
-	b := newBench(t, true, lab.Machine{Name: "n1", Firmware: lab.BIOS})
+// An installed node is armed again, and then a pack is damaged: the node says
+// which and ends as failed; its half-written disk says that it does not boot; it
+// is not installed by a power cycle, and is when somebody arms it again. This
+// second installation keeps the host keys of the first.
+func TestDamagedPackFailsAndIsInstalledLater(t *testing.T) {
+	b := newInstalled(t, lab.Machine{Name: "n1", Firmware: lab.BIOS})
+	keys, logins := b.run("node", "keys", "n1"), b.logins("n1")
 	b.run("node", "set", "n1", "--install")
-	b.damagePack()
+	undo := b.damagePack()
 	if out, err := b.try("node", "set", "n1", "--install"); err == nil || !strings.Contains(out, "pack") {
 		t.Errorf("arming with a damaged pack: %v, %q", err, out)
 	}
-	b.serve()
 	b.must(b.rack.PowerOn("n1"))
-	b.seen(5*time.Minute, "n1", "failed", "pack", 1, "installed")
+	b.seen(5*time.Minute, "n1", "failed", "pack", 1)
 	ctx := t.Context()
 	line, err := b.rack.Expect(ctx, "n1", "INSTALLATION FAILED")
 	b.must(err)
@@ -109,6 +110,14 @@ func TestDamagedPackFails(t *testing.T) {
 	if n := b.node("n1"); n.State != "failed" {
 		t.Errorf("after a power cycle the state is %q", n.State)
 	}
+	undo()
+	b.run("node", "set", "n1", "--install")
+	b.must(b.rack.Cycle("n1"))
+	b.seen(loginWait, "n1", "login", "", logins+1, "alarm")
+	if now := b.run("node", "keys", "n1"); now != keys {
+		t.Errorf("the host keys changed with the second installation:\n%s\n%s", keys, now)
+	}
+	b.ssh("n1", "true")
 }
 
 // The cable is pulled: for a while, and the installation goes on; for longer
