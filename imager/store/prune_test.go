@@ -81,7 +81,10 @@ func (m *model) live() map[digest.ID]bool {
 	return out
 }
 
-func (m *model) keep() []digest.ID { return slices.Collect(maps.Keys(m.kept)) }
+// keep is in order, so that a run is like every other.
+func (m *model) keep() []digest.ID {
+	return slices.SortedFunc(maps.Keys(m.kept), func(a, b digest.ID) int { return bytes.Compare(a[:], b[:]) })
+}
 
 // check holds a store against its model; exact: just after a prune that
 // tolerates nothing.
