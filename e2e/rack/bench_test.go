@@ -244,6 +244,21 @@ func (b *bench) seen(d time.Duration, node, stage, detail string, count int, bad
 	return last
 }
 
+// hostKeys are the host keys that the server keeps of a node, without the
+// names and addresses that they are for.
+func (b *bench) hostKeys(name string) string {
+	b.t.Helper()
+	var keys strings.Builder
+	for line := range strings.Lines(b.run("node", "keys", name)) {
+		_, key, _ := strings.Cut(line, " ")
+		keys.WriteString(key)
+	}
+	if keys.Len() == 0 {
+		b.t.Fatalf("%s has no host keys", name)
+	}
+	return keys.String()
+}
+
 // node is what `ingot node show` says.
 type node struct {
 	Address string

@@ -46,7 +46,7 @@ func TestInstallationsSurvive(t *testing.T) {
 	}
 	b.server.Kill()
 	time.Sleep(3 * time.Second)
-	before := b.run("node", "keys", "n1")
+	before := b.hostKeys("n1")
 	b.serve()
 	b.must(b.rack.PowerOn("n2"))
 	b.seen(loginWait, "n1", "login", "with the node's host key", 1, "failed", "alarm")
@@ -57,7 +57,7 @@ func TestInstallationsSurvive(t *testing.T) {
 	if n := strings.Count(b.run("node", "timeline", "n1", "--all"), "attempt 1 of"); n != 1 {
 		t.Errorf("%d attempts began, want one", n)
 	}
-	if after := b.run("node", "keys", "n1"); after != before {
+	if after := b.hostKeys("n1"); after != before {
 		t.Errorf("address or keys changed when the server was killed:\n%s\n%s", before, after)
 	}
 	id := b.ssh("n1", "hostname; cat /etc/machine-id; sync")
@@ -82,7 +82,7 @@ func TestInstallationsSurvive(t *testing.T) {
 // second installation keeps the host keys of the first.
 func TestDamagedPackFailsAndIsInstalledLater(t *testing.T) {
 	b := newInstalled(t, lab.Machine{Name: "n1", Firmware: lab.BIOS})
-	keys, logins := b.run("node", "keys", "n1"), b.logins("n1")
+	keys, logins := b.hostKeys("n1"), b.logins("n1")
 	b.run("node", "set", "n1", "--install")
 	undo := b.damagePack()
 	if out, err := b.try("node", "set", "n1", "--install"); err == nil || !strings.Contains(out, "pack") {
@@ -114,7 +114,7 @@ func TestDamagedPackFailsAndIsInstalledLater(t *testing.T) {
 	b.run("node", "set", "n1", "--install")
 	b.must(b.rack.Cycle("n1"))
 	b.seen(loginWait, "n1", "login", "", logins+1, "alarm")
-	if now := b.run("node", "keys", "n1"); now != keys {
+	if now := b.hostKeys("n1"); now != keys {
 		t.Errorf("the host keys changed with the second installation:\n%s\n%s", keys, now)
 	}
 	b.ssh("n1", "true")
@@ -146,7 +146,7 @@ func TestCableCuts(t *testing.T) {
 		t.Errorf("after a short cut the state is %q, want writing", n.State)
 	}
 	b.seen(time.Second, "n1", "claim", "", 1, "failed", "alarm")
-	keys := b.run("node", "keys", "n1")
+	keys := b.hostKeys("n1")
 
 	b.must(b.rack.SetLink("n1", false))
 	ctx := t.Context()
@@ -160,7 +160,7 @@ func TestCableCuts(t *testing.T) {
 	b.seen(2*time.Minute, "n1", "failed", "no answer from", 1)
 	b.run("node", "set", "n1", "--install")
 	b.seen(loginWait, "n1", "login", "with the node's host key", 1, "alarm")
-	if now := b.run("node", "keys", "n1"); now != keys {
+	if now := b.hostKeys("n1"); now != keys {
 		t.Errorf("the host keys changed with the second attempt:\n%s\n%s", keys, now)
 	}
 	b.ssh("n1", "true")
