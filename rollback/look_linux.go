@@ -1,10 +1,6 @@
 package rollback
 
 import (
-	"bytes"
-	"encoding/binary"
-	"errors"
-	"slices"
 	"strings"
 	"unsafe"
 
@@ -13,64 +9,21 @@ import (
 	"ingot/internal/entry"
 )
 
-// looker reads directories, several hundred names a call, and inodes, one call
-// each. Its buffers serve one directory after another; it is for one goroutine.
+// looker reads the names in directories, and inodes, one call each. It is for
+// one goroutine.
 type looker struct {
-	buf   [32 << 10]byte
-	text  []byte  // names, each ending in NUL
-	names []int32 // where in text each begins
-	sx    unix.Statx_t
+	entry.Names
+	sx unix.Statx_t
 }
 
-// list reads the names in the directory fd, sorted.
-func (k *looker) list(fd int) error {
-	k.text, k.names = k.text[:0], k.names[:0]
-	for {
-		n, err := unix.Getdents(fd, k.buf[:])
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if n <= 0 {
-			break
-		}
-		for b := k.buf[:n]; len(b) > 0; {
-			// struct linux_dirent64 (getdents64(2)): ino, off, reclen at 16, type, name at 19.
-			size := int(binary.NativeEndian.Uint16(b[16:]))
-			name := b[19:size]
-			name = name[:bytes.IndexByte(name, 0)+1]
-			if s := string(name); s != ".\x00" && s != "..\x00" {
-				k.names = append(k.names, int32(len(k.text)))
-				k.text = append(k.text, name...)
-			}
-			b = b[size:]
-		}
-	}
-	slices.SortFunc(k.names, func(a, b int32) int { return strings.Compare(k.at(a), k.at(b)) })
-	return nil
-}
-
-// at returns the name that begins at i. It is good until the next list.
-func (k *looker) at(i int32) string {
-	n := bytes.IndexByte(k.text[i:], 0)
-	return unsafe.String(&k.text[i], n)
-}
-
-// name makes one name the whole list.
-func (k *looker) name(s string) {
-	k.text, k.names = append(append(k.text[:0], s...), 0), append(k.names[:0], 0)
-}
-
-// stat looks at the name that begins at i in the directory fd: statx(2) says
+// stat looks at a name in the directory fd: statx(2) says
 // what lstat says, and whether it is the root of a mount (Linux 5.8; before
 // that a bind mount of the same file system is not seen) and has a flag of
 // chattr(1) that forbids a rename.
-func (k *looker) stat(fd int, i int32) error {
+func (k *looker) stat(fd int, name entry.Name) error {
 	const flags = unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT
 	for {
-		_, _, errno := unix.Syscall6(unix.SYS_STATX, uintptr(fd), uintptr(unsafe.Pointer(&k.text[i])), flags,
+		_, _, errno := unix.Syscall6(unix.SYS_STATX, uintptr(fd), uintptr(unsafe.Pointer(k.C(name))), flags,
 			unix.STATX_BASIC_STATS, uintptr(unsafe.Pointer(&k.sx)), 0)
 		switch errno {
 		case 0:
@@ -78,7 +31,7 @@ func (k *looker) stat(fd int, i int32) error {
 		case unix.EINTR:
 			continue
 		case unix.ENOSYS, unix.EPERM: // an old kernel, an old container
-			return k.lstat(fd, strings.Clone(k.at(i)))
+			return k.lstat(fd, strings.Clone(k.Text(name)))
 		}
 		return errno
 	}
@@ -107,8 +60,8 @@ func (k *looker) mount() bool { return k.has(unix.STATX_ATTR_MOUNT_ROOT) }
 // mounted reports whether a directory is the root of a mount.
 func mounted(dir int) bool {
 	k := &looker{}
-	k.name(".")
-	return k.stat(dir, 0) == nil && k.mount()
+	k.Set(".")
+	return k.stat(dir, k.All[0]) == nil && k.mount()
 }
 
 func (k *looker) immutable() bool {

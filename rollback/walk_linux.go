@@ -62,11 +62,11 @@ func (w *walker) work() {
 
 func (w *walker) start(sc *scope) ([]item, error) {
 	k := &looker{}
-	k.name(".")
+	k.Set(".")
 	base := w.s.base.at(".")
 	items := make([]item, 1)
 	var err error
-	if items[0], err = w.read(k, w.s.n.top, 0, ".", base, leaves{}, 0); err != nil {
+	if items[0], err = w.read(k, w.s.n.top, k.All[0], ".", base, leaves{}, 0); err != nil {
 		return nil, err
 	}
 	w.s.dev = items[0].stat.Dev
@@ -103,18 +103,18 @@ func (w *walker) dir(k *looker, v visit) error {
 	if err := w.ctx.Err(); err != nil {
 		return err
 	}
-	if err := k.list(v.fd); err != nil {
+	if err := k.Names.Read(v.fd); err != nil {
 		return fmt.Errorf("list %q: %w", path, err)
 	}
 	if v.rules.covers(path) {
-		v.at.anchored = len(k.names) > 0
+		v.at.anchored = len(k.All) > 0
 		return nil
 	}
-	items := make([]item, 0, len(k.names)) // does not grow: pointers into it stay good
-	bases := make([]int32, 0, len(k.names))
+	items := make([]item, 0, len(k.All)) // does not grow: pointers into it stay good
+	bases := make([]int32, 0, len(k.All))
 	known := w.s.base.children(v.base)
-	for _, i := range k.names {
-		base := known.find(k.at(i))
+	for _, i := range k.All {
+		base := known.find(k.Text(i))
 		it, err := w.read(k, v.fd, i, path, base, v.rules, v.at.stat.Dev)
 		if notThere(err) {
 			continue // gone since it was listed
@@ -140,10 +140,10 @@ func (w *walker) dir(k *looker, v visit) error {
 	return nil
 }
 
-// read reads the entry whose name begins at i. An inode in the state in which
+// read reads the entry of a name. An inode in the state in which
 // it was recorded is what the as-done manifest says; others cost more calls.
 // dev is the file system of the directory.
-func (w *walker) read(k *looker, fd int, i int32, dir string, base int, rules leaves, dev uint64) (item, error) {
+func (w *walker) read(k *looker, fd int, i entry.Name, dir string, base int, rules leaves, dev uint64) (item, error) {
 	s := w.s
 	if err := k.stat(fd, i); err != nil {
 		return item{}, err
@@ -154,7 +154,7 @@ func (w *walker) read(k *looker, fd int, i int32, dir string, base int, rules le
 		it.base = &s.base.m.Entries[base]
 		path = it.base.Path
 	} else {
-		path = join(dir, strings.Clone(k.at(i)))
+		path = join(dir, strings.Clone(k.Text(i)))
 	}
 	it.alone = rules.left(path)
 	if path != "." && (k.mount() || it.stat.Dev != dev) && !s.crosses(path, it.stat.Dev) {
@@ -206,9 +206,9 @@ func (w *walker) scoped(k *looker, items []item, sc *scope) ([]item, error) {
 			}
 			at = up
 		}
-		k.name(nameOf(path))
+		k.Set(nameOf(path))
 		base := w.s.base.at(path)
-		it, err := w.read(k, dir, 0, at, base, w.s.rules.leaves, w.s.devOf(at))
+		it, err := w.read(k, dir, k.All[0], at, base, w.s.rules.leaves, w.s.devOf(at))
 		if notThere(err) {
 			continue
 		}

@@ -37,9 +37,8 @@ func (p *program) captureVerb() verb {
   an empty file, so that systemd makes one at the first boot. A pattern beginning with ! in --exclude
   takes back what is left out.
 
-  The image is true to one moment: when all is read, the whole tree is looked at once more; what has
-  changed meanwhile is captured again, a few times, and then fails the capture by name, unless
-  --allow-changed says that it may. What is left out never matters. Programs that write through a
+  The image is true to one moment: what has changed since the capture began is captured again, a few
+  times, and then fails the capture by name, unless --allow-changed says that it may. What is left out never matters. Programs that write through a
   shared mapping (databases do) change a file without a trace for up to half a minute: capture a
   snapshot of these. That is what happens where the root of a node is a btrfs subvolume without others
   in it. Elsewhere --snapshot takes a COMMAND that prints the directory of a snapshot (the last line

@@ -32,13 +32,26 @@ func (s *Store) PutManifest(ctx context.Context, m *manifest.Manifest) (digest.I
 		return digest.ID{}, fmt.Errorf("store manifest: %d bytes are too many", len(raw))
 	}
 	id := digest.Of(raw)
-	if _, err := s.RawManifest(ctx, id); err == nil {
+	if s.sound(ctx, id) {
 		return id, nil
 	}
 	if err := s.b.Put(ctx, manifestName(id), appendCheck(s.enc.EncodeAll(raw, nil))); err != nil {
 		return digest.ID{}, fmt.Errorf("store manifest: %w", err)
 	}
 	return id, nil
+}
+
+// sound reports whether the manifest is stored, and as it was when it was put.
+func (s *Store) sound(ctx context.Context, id digest.ID) bool {
+	stored, err := readAll(ctx, s.b, manifestName(id), maxStored)
+	if err != nil {
+		return false
+	}
+	if checked(stored) { // much cheaper than to decompress it
+		return checkStored(stored) == nil
+	}
+	_, err = UnpackManifest(id, stored)
+	return err == nil
 }
 
 // lacking lists the chunks of a manifest that the store does not have.
@@ -120,13 +133,19 @@ func appendCheck(stored []byte) []byte {
 	return append(append(stored, checkHead...), sum[:]...)
 }
 
+// checked reports whether a stored manifest ends with a check.
+func checked(stored []byte) bool {
+	at := len(stored) - len(checkHead) - digest.Size
+	return at >= 0 && string(stored[at+1:at+len(checkHead)]) == checkHead[1:]
+}
+
 // checkStored compares a stored manifest with its check, where it has one:
 // at first, they had none.
 func checkStored(stored []byte) error {
-	at := len(stored) - len(checkHead) - digest.Size
-	if at < 0 || string(stored[at+1:at+len(checkHead)]) != checkHead[1:] {
+	if !checked(stored) {
 		return nil // no frame, or one that cannot be decoded
 	}
+	at := len(stored) - len(checkHead) - digest.Size
 	if stored[at] != checkHead[0] || digest.Of(stored[:at]) != digest.ID(stored[at+len(checkHead):]) {
 		return errors.New("its check does not fit")
 	}

@@ -44,6 +44,7 @@ type capture struct {
 
 	mu     sync.Mutex   // guards the numbers of stats that workers change, and
 	unread map[int]bool // entries whose content is not known
+	wary   bool         // something was seen to change: its states prove nothing
 }
 
 func (c *capture) run(ctx context.Context, dir string) (*manifest.Manifest, error) {
@@ -94,7 +95,7 @@ func (c *capture) run(ctx context.Context, dir string) (*manifest.Manifest, erro
 
 // look scans the tree.
 func (c *capture) look(ctx context.Context) (err error) {
-	c.began = time.Now()
+	c.began, c.wary = time.Now(), false
 	if c.flat, err = c.scan(ctx); err == nil {
 		c.group()
 	}

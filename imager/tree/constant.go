@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"runtime"
 	"slices"
 	"strconv"
@@ -68,16 +67,20 @@ func pauses() []time.Duration {
 }
 
 // constant makes sure that there was one moment at which the whole tree was
-// as it was captured. All was read, and then the metadata of all is looked at
-// once more: what is the same before and after was the same in between, and
-// the moment before the last look is in between for everything. What is not
-// the same is captured again, a few times.
+// as it was captured. Mostly that is the beginning of the scan: see old. Else
+// the metadata of all is looked at once more, now that all was read: what is the
+// same before and after was the same in between, and the moment before the last
+// look is in between for everything. What is not the same is captured again, a
+// few times.
 func (c *capture) constant(ctx context.Context) error {
 	wait := c.o.pauses
 	if wait == nil {
 		wait = pauses()
 	}
 	for {
+		if c.old() {
+			return nil
+		}
 		bad, allowed, err := c.changes(ctx)
 		if err != nil {
 			return err
@@ -134,6 +137,45 @@ func fresh(st entry.Stat, since time.Time) bool {
 	return st.CTime >= since.Add(-tickOf(st)).UnixNano() && st.CTime <= time.Now().UnixNano()
 }
 
+// old reports whether the states alone prove that the tree was at the beginning
+// of the scan as it was captured: nothing in it, the directories included, has
+// changed since, by its ctime. That takes a file system that keeps a ctime by
+// the clock of this kernel, a clock that was not set back meanwhile, and states
+// that are those of the content and of the names that were read.
+func (c *capture) old() bool {
+	now := time.Now()
+	if c.wary || c.o.lookAgain || len(c.unread) > 0 || !keepsCTime(c.root) || setBack(now.Round(0).Sub(c.began.Round(0)), now.Sub(c.began)) {
+		return false
+	}
+	for i, st := range c.states {
+		if c.hollow[i] {
+			continue // what is mounted there, and what is blanked
+		}
+		if st.Dev != c.states[0].Dev || st.CTime >= c.began.Add(-tickOf(st)).UnixNano() {
+			return false
+		}
+	}
+	return true
+}
+
+// setBack reports whether the clock of the day went on by less than has passed,
+// and than it may be slewed.
+func setBack(clock, passed time.Duration) bool { return clock < passed-tick/4 }
+
+// keepsCTime reports whether a file system moves the ctime of an inode with
+// every change of it and of what it holds, by the clock of this kernel.
+func keepsCTime(fd int) bool {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(fd, &st); err != nil {
+		return false
+	}
+	switch int64(st.Type) { //nolint:unconvert // differs by architecture
+	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.TMPFS_MAGIC, unix.OVERLAYFS_SUPER_MAGIC:
+		return true
+	}
+	return false
+}
+
 // allowed reports whether a path may change.
 func (c *capture) allowed(path string) bool {
 	return c.o.AllowChanged != nil && path != "." && c.o.AllowChanged(path)
@@ -160,12 +202,13 @@ func (c *capture) changes(ctx context.Context) (bad, allowed []string, err error
 	var next atomic.Int64
 	for range 2 * runtime.GOMAXPROCS(0) {
 		g.Go(func() error {
+			names := &entry.Names{}
 			for ctx.Err() == nil {
 				i := int(next.Add(1)) - 1
 				if i >= len(dirs) {
 					return nil
 				}
-				if err := l.dir(dirs[i]); err != nil {
+				if err := l.dir(names, dirs[i]); err != nil {
 					return fmt.Errorf("look again at %q: %w", c.entries[dirs[i]].Path, err)
 				}
 			}
@@ -215,7 +258,7 @@ func (l *looker) differs(path string) {
 }
 
 // dir compares directory n, its names and what is in it.
-func (l *looker) dir(n int) error {
+func (l *looker) dir(names *entry.Names, n int) error {
 	c := l.c
 	path := c.entries[n].Path
 	fd, err := openPlain(c.root, path, unix.O_RDONLY|unix.O_DIRECTORY)
@@ -226,30 +269,28 @@ func (l *looker) dir(n int) error {
 	if err != nil {
 		return err
 	}
-	f := os.NewFile(uintptr(fd), "/proc/self/fd/"+strconv.Itoa(fd))
-	defer f.Close()
-	list, err := f.ReadDir(-1)
-	if err != nil {
+	defer unix.Close(fd)
+	if err := names.Read(fd); err != nil {
 		return err
 	}
-	slices.SortFunc(list, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
 	loose := c.hidden[n] || l.anyLeftOut(path)
 	in := l.inside[n]
-	for _, de := range list {
-		for len(in) > 0 && l.name(in[0]) < de.Name() {
+	for _, de := range names.All {
+		name := names.Text(de)
+		for len(in) > 0 && l.name(in[0]) < name {
 			l.differs(c.entries[in[0]].Path) // gone
 			in = in[1:]
 		}
-		if len(in) > 0 && l.name(in[0]) == de.Name() {
-			if err := l.one(fd, de.Name(), in[0]); err != nil {
+		if len(in) > 0 && l.name(in[0]) == name {
+			if err := l.one(fd, name, in[0]); err != nil {
 				return err
 			}
 			loose = loose || c.hidden[in[0]] || c.allowed(c.entries[in[0]].Path)
 			in = in[1:]
 			continue
 		}
-		switch p := join(path, de.Name()); {
-		case c.leaves(p, de.IsDir()) || de.Type() == fs.ModeSocket:
+		switch p := join(path, name); {
+		case c.leaves(p, de.IsDir()) || de.IsSocket():
 			loose = true
 		default:
 			l.differs(p)

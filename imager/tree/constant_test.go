@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -84,7 +85,7 @@ func TestAChangeOnceIsCapturedAgain(t *testing.T) {
 	for name := range changes(t, p) {
 		dir, p := meadow(t)
 		change := changes(t, p)[name]
-		m, st, err := Capture(t.Context(), dir, CaptureOptions{pauses: quickPauses(), Sink: &meddler{do: func(round int) {
+		m, st, err := Capture(t.Context(), dir, CaptureOptions{lookAgain: true, pauses: quickPauses(), Sink: &meddler{do: func(round int) {
 			if round == 0 {
 				change()
 			}
@@ -99,11 +100,107 @@ func TestAChangeOnceIsCapturedAgain(t *testing.T) {
 	}
 }
 
+// Whenever something changes, in the scan or after it, the image is the tree
+// before or the tree after; both when the states prove that and when they do not.
+func TestAChangeAtAnyMoment(t *testing.T) {
+	_, p := meadow(t)
+	proven := 0
+	for name := range changes(t, p) {
+		for at := 0; ; at++ {
+			dir, p := meadow(t)
+			before, _ := captureDir(t, dir, CaptureOptions{})
+			change, calls := changes(t, p)[name], atomic.Int64{}
+			step := func() {
+				if calls.Add(1) == int64(at) {
+					change()
+				}
+			}
+			m, st, err := Capture(t.Context(), dir, CaptureOptions{pauses: quickPauses(),
+				Exclude: func(string, bool) bool { step(); return false },
+				Sink:    &meddler{do: func(int) { step() }},
+				Scanned: func(int, int64) { step() }})
+			must(t, err)
+			if calls.Load() < int64(at) {
+				break
+			}
+			if st.Again == 0 {
+				proven++
+			}
+			after, _ := captureDir(t, dir, CaptureOptions{})
+			if m.ID() != before.ID() && m.ID() != after.ID() {
+				t.Errorf("%s at step %d: neither the tree before nor the one after: %+v", name, at, manifest.Diff(after, m))
+			}
+			if m.ID() == before.ID() && m.ID() == after.ID() && at > 0 {
+				t.Errorf("%s changes nothing", name)
+			}
+		}
+	}
+	if proven < 20 {
+		t.Errorf("%d captures went without another look", proven)
+	}
+}
+
+// What the states prove, and what they do not.
+func TestOld(t *testing.T) {
+	dir, p := meadow(t)
+	root, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	must(t, err)
+	defer unix.Close(root)
+	look := func() *capture {
+		c := &capture{o: &CaptureOptions{}, root: root, unread: map[int]bool{}}
+		must(t, c.look(t.Context()))
+		must(t, c.contents(t.Context(), c.files))
+		return c
+	}
+	c := look()
+	must(t, os.Chmod(p("a/two"), 0o600)) // after all
+	if !c.old() {
+		t.Error("a tree at rest proves nothing")
+	}
+	if c = look(); c.old() {
+		t.Error("a file that has just changed proves something")
+	}
+	time.Sleep(2 * tick)
+	must(t, os.Remove(p("z")))
+	if c = look(); c.old() {
+		t.Error("a directory that has just changed proves something")
+	}
+	time.Sleep(2 * tick)
+	for what, spoil := range map[string]func(c *capture){
+		"a file that was not read": func(c *capture) { c.gaveUp(c.files[0]) },
+		"a change that was seen":   func(c *capture) { c.suspect() },
+		"another file system":      func(c *capture) { c.states[2].Dev++ },
+		"a time in the future":     func(c *capture) { c.states[2].CTime = time.Now().Add(time.Hour).UnixNano() },
+		"a file system of seconds": func(c *capture) {
+			c.states[2].CTime = c.began.Add(-time.Second).Truncate(time.Second).UnixNano()
+		},
+	} {
+		c := look()
+		if !c.old() {
+			t.Fatalf("%s: a tree at rest proves nothing", what)
+		}
+		if spoil(c); c.old() {
+			t.Errorf("%s proves something", what)
+		}
+	}
+	proc, err := unix.Open("/proc", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	must(t, err)
+	defer unix.Close(proc)
+	if keepsCTime(proc) {
+		t.Error("/proc keeps ctimes")
+	}
+	for step, want := range map[time.Duration]bool{0: false, time.Hour: false, -tick / 8: false, -tick: true, -time.Hour: true} {
+		if got := setBack(time.Second+step, time.Second); got != want {
+			t.Errorf("the clock was moved by %v: %v", step, got)
+		}
+	}
+}
+
 func TestWhatKeepsChangingIsNamed(t *testing.T) {
 	dir, p := meadow(t)
 	n := 0
 	opts := func() CaptureOptions {
-		return CaptureOptions{pauses: quickPauses(), Cache: nil, Sink: &meddler{do: func(int) {
+		return CaptureOptions{lookAgain: true, pauses: quickPauses(), Cache: nil, Sink: &meddler{do: func(int) {
 			n++
 			must(t, os.WriteFile(p("a/one"), fmt.Append(nil, n), 0o644))
 			must(t, os.WriteFile(p(fmt.Sprintf("b/n%d", n)), nil, 0o644))
@@ -143,7 +240,7 @@ func TestAnAllowedFileThatShrinksIsFilled(t *testing.T) {
 func TestWhatIsLeftOutNeverMatters(t *testing.T) {
 	dir, p := meadow(t)
 	n := 0
-	_, st, err := Capture(t.Context(), dir, CaptureOptions{pauses: []time.Duration{},
+	_, st, err := Capture(t.Context(), dir, CaptureOptions{lookAgain: true, pauses: []time.Duration{},
 		Exclude: func(p string, _ bool) bool { return strings.HasPrefix(p, "log/") || strings.HasSuffix(p, ".tmp") },
 		Sink: &meddler{do: func(int) {
 			n++
@@ -154,7 +251,7 @@ func TestWhatIsLeftOutNeverMatters(t *testing.T) {
 	if st.Again != 0 {
 		t.Errorf("%+v", st)
 	}
-	_, _, err = Capture(t.Context(), dir, CaptureOptions{pauses: []time.Duration{},
+	_, _, err = Capture(t.Context(), dir, CaptureOptions{lookAgain: true, pauses: []time.Duration{},
 		Exclude: func(p string, _ bool) bool { return strings.HasPrefix(p, "log/") },
 		Sink:    &meddler{do: func(int) { must(t, os.Chmod(p("log"), 0o700+fs.FileMode(n))) }}})
 	if !errors.Is(err, ErrChanged) || !strings.Contains(err.Error(), `"log"`) {
@@ -211,7 +308,7 @@ func TestDirectoriesThatAreReplaced(t *testing.T) {
 			t.Errorf("%s: changed is %q, %v", what, bad, err)
 		}
 		s := &scanner{root: root, c: c, stats: &c.stats}
-		if err := s.dir(&found{Entry: entry.Entry{Path: "b", Type: entry.Dir}}); err != nil {
+		if err := s.dir(&entry.Names{}, &found{Entry: entry.Entry{Path: "b", Type: entry.Dir}}); err != nil {
 			t.Errorf("%s: scan: %v", what, err)
 		}
 	}

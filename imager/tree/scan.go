@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -36,7 +34,8 @@ type scanner struct {
 	mu      sync.Mutex
 	more    *sync.Cond
 	todo    []*found // directories whose content is to be read
-	busy    int
+	busy    int      // workers that read one
+	idle    int      // workers that wait for one
 	err     error
 	stats   *Stats
 	sockets []string
@@ -144,7 +143,7 @@ func (c *capture) leaves(path string, isDir bool) bool {
 
 func join(dir, name string) string {
 	if dir == "." {
-		return name
+		return strings.Clone(name) // it may be in a buffer
 	}
 	return dir + "/" + name
 }
@@ -159,10 +158,13 @@ func (s *scanner) fail(err error) {
 }
 
 func (s *scanner) work() {
+	names := &entry.Names{}
 	for {
 		s.mu.Lock()
 		for len(s.todo) == 0 && s.busy > 0 && s.err == nil {
+			s.idle++
 			s.more.Wait()
+			s.idle--
 		}
 		if len(s.todo) == 0 || s.err != nil {
 			s.mu.Unlock()
@@ -174,7 +176,7 @@ func (s *scanner) work() {
 		s.busy++
 		s.mu.Unlock()
 
-		err := s.dir(d)
+		err := s.dir(names, d)
 		if err != nil {
 			s.fail(fmt.Errorf("scan %q: %w", d.Path, err))
 		}
@@ -185,35 +187,35 @@ func (s *scanner) work() {
 				s.todo = append(s.todo, in)
 			}
 		}
-		s.more.Broadcast()
+		// Every directory would wake everybody, and most are empty.
+		if s.idle > 0 && (len(s.todo) > 0 || s.busy == 0) {
+			s.more.Broadcast()
+		}
 		s.mu.Unlock()
 	}
 }
 
 // dir reads what is in d.
-func (s *scanner) dir(d *found) error {
+func (s *scanner) dir(names *entry.Names, d *found) error {
 	fd, err := openPlain(s.root, d.Path, unix.O_RDONLY|unix.O_DIRECTORY)
 	if replaced(err) && d.Path != "." {
+		s.c.suspect()
 		return nil // since its parent was read; it stays, empty, as it was then, until the second look
 	}
 	if err != nil {
 		return err
 	}
-	// The name is what os uses where the file system tells no types.
-	f := os.NewFile(uintptr(fd), "/proc/self/fd/"+strconv.Itoa(fd))
-	defer f.Close()
-	list, err := f.ReadDir(-1)
-	if err != nil {
+	defer unix.Close(fd)
+	if err := names.Read(fd); err != nil {
 		return err
 	}
-	slices.SortFunc(list, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
-	d.inside = make([]found, 0, len(list))
+	d.inside = make([]found, 0, len(names.All))
 	on := s.top
 	if s.c.o.Cross != nil {
 		on = mountedOn(fd, d.st.Dev)
 	}
-	for _, de := range list {
-		path := join(d.Path, de.Name())
+	for _, de := range names.All {
+		path := join(d.Path, names.Text(de))
 		hidden := false
 		if s.c.leaves(path, de.IsDir()) {
 			hidden = path != own && de.IsDir() && s.c.o.Within != nil && s.c.o.Within(path)
@@ -224,7 +226,7 @@ func (s *scanner) dir(d *found) error {
 				continue
 			}
 		}
-		in, ok, err := s.one(fd, de.Name(), path, on)
+		in, ok, err := s.one(fd, names.Text(de), path, on)
 		if err != nil {
 			return err
 		}
@@ -233,7 +235,17 @@ func (s *scanner) dir(d *found) error {
 			d.inside = append(d.inside, in)
 		}
 	}
+	if st, err := stateOf(fd); err != nil || st != d.st {
+		s.c.suspect() // since its parent was read
+	}
 	return nil
+}
+
+// suspect notes that something changes just now.
+func (c *capture) suspect() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.wary = true
 }
 
 // one reads one entry of a directory that is on a mount; ok is false for what
@@ -254,6 +266,12 @@ func (s *scanner) one(dirfd int, name, path string, on where) (in found, ok bool
 		return in, false, nil
 	case err != nil:
 		return in, false, err
+	}
+	if e.Type != entry.File && e.Type != entry.Dir {
+		// What was read after its state may be another's; files and directories are looked at when they are read.
+		if now, err := entry.StatAt(dirfd, name); err != nil || now != st {
+			s.c.suspect()
+		}
 	}
 	e.Path = path
 	in = found{Entry: e, st: st}

@@ -77,7 +77,8 @@ type CaptureOptions struct {
 	Captured func(path string, st entry.Stat, e *entry.Entry)
 	Log      *slog.Logger
 
-	pauses []time.Duration // before what has changed is captured again; nil: pauses()
+	pauses    []time.Duration // before what has changed is captured again; nil: pauses()
+	lookAgain bool            // even where the states prove enough
 }
 
 // Stats say what a capture saw.
