@@ -151,7 +151,13 @@ func (w *world) captureCache(dir string) string {
 // captureDir stores a directory of this machine. cache is the file that
 // remembers what was read; without one everything is read.
 func (p *program) captureDir(c *cli.Context, w *world, img store.Image, ref store.Ref, req wire.Request, cache string) error {
-	known, save := p.remember(cache) // is read while the store is
+	known := p.remember(cache) // is read while the store is
+	saved := func() error { return nil }
+	defer func() {
+		if err := saved(); err != nil {
+			p.say("note: the next capture will read every file again: %v", err)
+		}
+	}()
 	return p.publish(c, w, ref, img, func(ctx context.Context, sink imager.Sink, bar func(wire.Progress)) (m *manifest.Manifest, got wire.Captured, err error) {
 		selected, err := tree.NewSelection(tree.SelectOptions{Seal: req.Seal, Exclude: req.Exclude, AllowChanged: req.AllowChanged})
 		if err != nil {
@@ -175,7 +181,10 @@ func (p *program) captureDir(c *cli.Context, w *world, img store.Image, ref stor
 		if err != nil {
 			return nil, got, err
 		}
-		save()
+		if known != nil { // while the image is published
+			saved = sync.OnceValue(known.Save)
+			go saved()
+		}
 		got.Notes, got.Sealed = stats.Notes(), selected.Sealed()
 		if snap.Note != "" {
 			got.Notes = append(got.Notes, snap.Note)
@@ -189,9 +198,9 @@ func (p *program) captureDir(c *cli.Context, w *world, img store.Image, ref stor
 
 // remember opens the cache in a file, for a capture to use and to fill. It
 // saves time; without one, nil, the capture is the same.
-func (p *program) remember(path string) (cache *tree.FileCache, save func()) {
+func (p *program) remember(path string) (cache *tree.FileCache) {
 	if path == "" {
-		return nil, func() {}
+		return nil
 	}
 	err := os.MkdirAll(filepath.Dir(path), 0o700)
 	if err == nil {
@@ -202,13 +211,9 @@ func (p *program) remember(path string) (cache *tree.FileCache, save func()) {
 	}
 	if err != nil {
 		p.say("note: every file is read: %v", err)
-		return nil, func() {}
+		return nil
 	}
-	return cache, func() {
-		if err := cache.Save(); err != nil {
-			p.say("note: the next capture will read every file again: %v", err)
-		}
-	}
+	return cache
 }
 
 func (p *program) captureHost(c *cli.Context, w *world, user, host string, ref store.Ref, req wire.Request) error {

@@ -24,16 +24,19 @@ func (s *Store) PutManifest(ctx context.Context, m *manifest.Manifest) (digest.I
 	if err := s.refresh(ctx, time.Second); err != nil {
 		return digest.ID{}, fmt.Errorf("store manifest: %w", err)
 	}
-	if missing := s.lacking(m); len(missing) > 0 {
+	hashed := make(chan digest.ID, 1)
+	go func() { hashed <- m.ID() }() // takes about as long as looking for every chunk
+	missing := s.lacking(m)
+	id := <-hashed
+	if len(missing) > 0 {
 		return digest.ID{}, fmt.Errorf("store manifest: %d of its chunks, as %s: %w", len(missing), missing[0].Short(), ErrMissing)
+	}
+	if s.sound(ctx, id) {
+		return id, nil
 	}
 	raw := m.Encode()
 	if len(raw) > maxManifest {
 		return digest.ID{}, fmt.Errorf("store manifest: %d bytes are too many", len(raw))
-	}
-	id := digest.Of(raw)
-	if s.sound(ctx, id) {
-		return id, nil
 	}
 	if err := s.b.Put(ctx, manifestName(id), appendCheck(s.enc.EncodeAll(raw, nil))); err != nil {
 		return digest.ID{}, fmt.Errorf("store manifest: %w", err)

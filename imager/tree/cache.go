@@ -141,27 +141,39 @@ func (c *FileCache) Save() error {
 	if len(c.now) == 0 && len(c.old) > 0 && !slices.Contains(c.kept, false) {
 		return nil
 	}
-	all := slices.Collect(maps.Values(c.now))
-	for i, kept := range c.kept {
-		if kept {
-			all = append(all, c.old[i])
-		}
-	}
-	slices.SortFunc(all, func(a, b cached) int { return strings.Compare(a.path, b.path) })
-	if err := durable.WriteFile(c.path, encodeCache(all), 0600); err != nil {
+	if err := durable.WriteFile(c.path, encodeCache(c.all()), 0600); err != nil {
 		return fmt.Errorf("save cache: %w", err)
 	}
 	return nil
 }
 
+// all returns what is to be saved, by path.
+func (c *FileCache) all() []*cached {
+	all := make([]*cached, 0, len(c.old)+len(c.now))
+	now := slices.Sorted(maps.Keys(c.now))
+	next := func(before string) {
+		for len(now) > 0 && (before == "" || now[0] < before) {
+			k := c.now[now[0]]
+			all, now = append(all, &k), now[1:]
+		}
+	}
+	for i, kept := range c.kept {
+		if kept {
+			next(c.old[i].path)
+			all = append(all, &c.old[i])
+		}
+	}
+	next("")
+	return all
+}
+
 // encodeCache encodes files, which are sorted by path.
-func encodeCache(files []cached) []byte {
+func encodeCache(files []*cached) []byte {
 	b := append(make([]byte, 0, 64+len(files)*160), cacheMagic...)
 	put := func(v uint64) { b = binary.AppendUvarint(b, v) }
 	text := func(s string) { put(uint64(len(s))); b = append(b, s...) }
 	put(uint64(len(files)))
-	for i := range files {
-		k := &files[i]
+	for _, k := range files {
 		text(k.path)
 		for _, v := range []uint64{k.st.Dev, k.st.Ino, uint64(k.st.Size), uint64(k.st.MTime), uint64(k.st.CTime), k.st.Nlink, uint64(len(k.xattrs))} {
 			put(v)

@@ -20,6 +20,7 @@ type found struct {
 	entry.Entry
 	st     entry.Stat
 	inside []found
+	all    int  // it, and what is in it
 	hidden bool // excluded, and only there for what is in it
 	hollow bool // recorded without what is in it: a mount point, or blanked
 }
@@ -80,8 +81,10 @@ func (c *capture) scan(ctx context.Context) (*flat, error) {
 	slices.Sort(s.mounts)
 	c.stats.Sockets, c.stats.Mounts = s.sockets, s.mounts
 	n := all.count()
-	f := &flat{entries: make([]entry.Entry, 0, n), states: make([]entry.Stat, 0, n), hollow: make([]bool, 0, n), hidden: make([]bool, 0, n)}
-	f.add(all)
+	f := &flat{entries: make([]entry.Entry, n), states: make([]entry.Stat, n), hollow: make([]bool, n), hidden: make([]bool, n)}
+	var parts sync.WaitGroup
+	f.add(all, 0, &parts)
+	parts.Wait()
 	return f, nil
 }
 
@@ -93,22 +96,28 @@ type flat struct {
 	hidden  []bool
 }
 
-// count returns the number of entries of d and what is in it.
+// count returns the number of entries of d and what is in it, and notes it.
 func (d *found) count() int {
-	n := 1
+	d.all = 1
 	for i := range d.inside {
-		n += d.inside[i].count()
+		d.all += d.inside[i].count()
 	}
-	return n
+	return d.all
 }
 
-func (f *flat) add(d *found) {
-	f.entries = append(f.entries, d.Entry)
-	f.states = append(f.states, d.st)
-	f.hollow = append(f.hollow, d.hollow)
-	f.hidden = append(f.hidden, d.hidden)
+// add puts d and what is in it at n and behind; large parts by themselves.
+func (f *flat) add(d *found, n int, parts *sync.WaitGroup) {
+	f.entries[n], f.states[n], f.hollow[n], f.hidden[n] = d.Entry, d.st, d.hollow, d.hidden
+	n++
 	for i := range d.inside {
-		f.add(&d.inside[i])
+		in := &d.inside[i]
+		if in.all > 2000 && in.all < d.all/2 {
+			at := n
+			parts.Go(func() { f.add(in, at, parts) })
+		} else {
+			f.add(in, n, parts)
+		}
+		n += in.all
 	}
 	d.inside = nil
 }
