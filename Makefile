@@ -16,7 +16,7 @@ export PATH         := $(if $(GO),$(dir $(GO)):)$(PATH)
 SETUP := $(if $(SKIP_SETUP),true,scripts/setup)
 
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
-BUILD   := go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
+BUILD   := go build -tags urfave_cli_no_docs -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
 AGENTS  := bin/ingot-agent-amd64 bin/ingot-agent-arm64
 
 .PHONY: help setup build test test-quick campaign fuzz boot-time bench demo lint clean

@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"time"
@@ -138,20 +140,42 @@ func (n *Node) Manifest(num int) (*manifest.Manifest, error) {
 		return nil, err
 	}
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.read.m != nil && n.read.id == g.Manifest {
-		return n.read.m, nil
+	read := n.read
+	n.mu.Unlock()
+	if read.m != nil && read.id == g.Manifest {
+		return read.m, nil
 	}
-	b, err := n.readManifest(g)
+	b, err := n.readManifest(g) // not under the lock: two are read at once
 	if err != nil {
 		return nil, err
 	}
-	m, err := manifest.Decode(b)
+	m, err := manifest.DecodeKnown(b)
 	if err != nil {
 		return nil, fmt.Errorf("read %q: %w: %w", genDir(num, "manifest"), ErrCorrupt, err)
 	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	n.read = memo{g.Manifest, m}
 	return m, nil
+}
+
+// Entries returns how many entries the current generation has, without reading them.
+func (n *Node) Entries() (int, error) {
+	g, err := n.Current()
+	if err != nil {
+		return 0, err
+	}
+	f, err := n.openFile(genDir(g.Number, "manifest"))
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	head := make([]byte, manifest.HeadSize)
+	k, err := io.ReadFull(f, head)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return 0, fmt.Errorf("read %q: %w", genDir(g.Number, "manifest"), err)
+	}
+	return manifest.Count(head[:k])
 }
 
 // forget lets go of the manifest that was read last.
@@ -189,7 +213,7 @@ func (n *Node) Left(num int) (*manifest.Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	return manifest.Decode(b)
+	return manifest.DecodeKnown(b)
 }
 
 func (n *Node) readLeft(num int) ([]byte, error) {

@@ -218,10 +218,8 @@ func goBack(ctx context.Context, conn *wire.Conn, n *rollback.Node, req wire.Req
 	if err := conn.SendKept(kept(n)); err != nil {
 		return err
 	}
-	if cur, err := n.Current(); err == nil {
-		if m, err := n.Manifest(cur.Number); err == nil { // it is read once
-			roomFor(len(m.Entries))
-		}
+	if entries, err := n.Entries(); err == nil {
+		roomFor(entries)
 	}
 	plan, err := n.PlanRollback(ctx, req.To, policy, req.By)
 	if err != nil {

@@ -33,21 +33,24 @@ func archOf(machine string) (string, error) {
 	return "", fmt.Errorf("the node is a %q: there are agents for x86_64 (amd64) and aarch64 (arm64)", machine)
 }
 
-// agentDigests returns the digests of the agents that this ingot carries.
+// agentDigests returns the digests of the agents that this ingot carries, for
+// remote.AgentCommand: the SHA-256 and the BLAKE2b-256 of each.
 func agentDigests() ([]digest.ID, error) {
 	var out []digest.ID
 	for _, arch := range agentArches() {
-		id, err := agentDigest(arch)
-		if err != nil {
-			return nil, err
+		for _, kind := range []string{".sha256", ".b2"} {
+			id, err := agentDigest(arch, kind)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, id)
 		}
-		out = append(out, id)
 	}
 	return out, nil
 }
 
-func agentDigest(arch string) (digest.ID, error) {
-	b, err := fs.ReadFile(agents, agentFile(arch)+".sha256")
+func agentDigest(arch, kind string) (digest.ID, error) {
+	b, err := fs.ReadFile(agents, agentFile(arch)+kind)
 	if err != nil {
 		return digest.ID{}, noAgent(arch)
 	}
@@ -66,7 +69,7 @@ func noAgent(arch string) error {
 
 // agentBinary returns the agent for an architecture (GOARCH).
 func agentBinary(arch string) ([]byte, error) {
-	want, err := agentDigest(arch)
+	want, err := agentDigest(arch, ".sha256")
 	if err != nil {
 		return nil, err
 	}

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/crypto/blake2b"
 	"golang.org/x/crypto/ssh"
 
 	"ingot/imager/wire"
@@ -259,7 +260,31 @@ func TestUpload(t *testing.T) {
 // The command line becomes the agent only where that is the right program.
 func TestAgentCommand(t *testing.T) {
 	good := "#!/bin/sh\necho \"the agent: $*\"\n"
-	for _, sh := range []string{"sh", "bash"} {
+	only := t.TempDir() // a node without b2sum, and one whose b2sum is too old
+	for _, name := range []string{"sh", "bash", "sha256sum", "uname"} {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(path, filepath.Join(only, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old := t.TempDir()
+	if err := os.CopyFS(old, os.DirFS(only)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(old, "b2sum"), []byte("#!/bin/sh\necho 'invalid option' >&2; exit 1\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, node := range []struct {
+		sh, tools string
+		sum       digest.ID
+	}{
+		{"sh", os.Getenv("PATH"), blake2b.Sum256([]byte(good))}, {"bash", os.Getenv("PATH"), blake2b.Sum256([]byte(good))},
+		{"sh", only, digest.Of([]byte(good))}, {"sh", old, digest.Of([]byte(good))},
+	} {
+		sh, tools, sum := node.sh, node.tools, node.sum
 		for name, tc := range map[string]struct {
 			plant func(path string) error
 			want  string
@@ -278,8 +303,10 @@ func TestAgentCommand(t *testing.T) {
 			if err := tc.plant(path); err != nil {
 				t.Fatal(err)
 			}
-			command := strings.ReplaceAll(AgentCommand(digest.Of([]byte("x")), digest.Of([]byte(good))), AgentPath, path)
-			out, err := exec.Command(sh, "-c", command).CombinedOutput()
+			command := strings.ReplaceAll(AgentCommand(digest.Of([]byte("x")), sum), AgentPath, path)
+			cmd := exec.Command(sh, "-c", command)
+			cmd.Env = []string{"PATH=" + tools}
+			out, err := cmd.CombinedOutput()
 			if err != nil {
 				t.Fatalf("%s: %s: %v: %s", sh, name, err, out)
 			}

@@ -35,17 +35,21 @@ func (s *Store) Lock(ctx context.Context, exclusive bool) (release func(), err e
 	return s.lock(ctx, ctx, exclusive)
 }
 
-// lock waits for the lock until within ends, and then refreshes the index.
+// lock waits for the lock until within ends, and makes one attempt even then.
+// What was removed while others held it must not be relied upon: whoever needs
+// the index reads it again. Not everybody does.
 func (s *Store) lock(ctx, within context.Context, exclusive bool) (release func(), err error) {
 	release, err = s.b.Lock(within, exclusive)
 	if err != nil {
 		return nil, fmt.Errorf("lock store: %w", err)
 	}
-	// What was removed while others held it must not be relied upon.
-	if err := s.Refresh(ctx); err != nil {
+	if err := ctx.Err(); err != nil {
 		release()
 		return nil, err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.read = time.Time{}
 	return release, nil
 }
 

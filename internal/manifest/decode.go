@@ -1,13 +1,16 @@
 package manifest
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
 	"slices"
 	"unsafe"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"ingot/internal/digest"
@@ -86,16 +89,9 @@ func uvarint(s string) (uint64, int) {
 // header, for more when they come: a header may lie.
 func decode(s string) (*Manifest, error) {
 	const ahead = 1 << 16
-	head, rest, err := next(s)
+	count, rest, err := begin(s)
 	if err != nil {
-		return nil, fmt.Errorf("header: %w", err)
-	}
-	count, err := decodeHeader(head)
-	if err != nil {
-		return nil, fmt.Errorf("header: %w", err)
-	}
-	if count > uint64(len(rest)/minEntry) {
-		return nil, fmt.Errorf("header: %d entries do not fit into %d bytes", count, len(s))
+		return nil, err
 	}
 	m := &Manifest{Entries: make([]entry.Entry, 0, min(count, ahead))}
 	slab := &slabs{chunks: make([]entry.Chunk, 0, len(rest)/128)}
@@ -104,16 +100,101 @@ func decode(s string) (*Manifest, error) {
 			m.Entries = slices.Grow(m.Entries, int(min(count-i, i)))
 		}
 		m.Entries = append(m.Entries, entry.Entry{})
-		var f field
-		if f, rest, err = next(rest); err == nil && (f.n != fieldEntry || f.kind != protowire.BytesType) {
-			err = errUnknown
-		}
-		if err == nil {
-			err = decodeEntry(&m.Entries[i], f.str, slab)
-		}
-		if err != nil {
+		if rest, err = decodeNext(&m.Entries[i], rest, slab); err != nil {
 			return nil, fmt.Errorf("entry %d: %w", i, err)
 		}
+	}
+	if rest != "" {
+		return nil, fmt.Errorf("%d bytes after the last entry", len(rest))
+	}
+	return m, nil
+}
+
+// begin reads the header, and returns how many entries the rest is.
+func begin(s string) (count uint64, rest string, err error) {
+	head, rest, err := next(s)
+	if err == nil {
+		count, err = decodeHeader(head)
+	}
+	if err != nil {
+		return 0, "", fmt.Errorf("header: %w", err)
+	}
+	if count > uint64(len(rest)/minEntry) {
+		return 0, "", fmt.Errorf("header: %d entries do not fit into %d bytes", count, len(s))
+	}
+	return count, rest, nil
+}
+
+// decodeNext reads the entry at the beginning of s.
+func decodeNext(e *entry.Entry, s string, slab *slabs) (rest string, err error) {
+	f, rest, err := next(s)
+	if err == nil && (f.n != fieldEntry || f.kind != protowire.BytesType) {
+		err = errUnknown
+	}
+	if err == nil {
+		err = decodeEntry(e, f.str, slab)
+	}
+	return rest, err
+}
+
+// Count returns how many entries a manifest says to have. head is its beginning:
+// HeadSize bytes, or all of it.
+func Count(head []byte) (int, error) {
+	f, _, err := next(string(head))
+	var count uint64
+	if err == nil {
+		count, err = decodeHeader(f)
+	}
+	if err != nil || count > math.MaxInt32 {
+		return 0, fmt.Errorf("count the entries of a manifest: %w", cmp.Or(err, errTruncated))
+	}
+	return int(count), nil
+}
+
+// HeadSize is how many bytes of a manifest its header takes at most.
+const HeadSize = 64
+
+// DecodeKnown is Decode for bytes that are known by their digest to be those of
+// a valid manifest: it checks neither order nor canonical form, and several
+// parts are read at once.
+func DecodeKnown(b []byte) (*Manifest, error) {
+	const least = 2048 // entries that are worth a part
+	m, err := decodeKnown(unsafe.String(unsafe.SliceData(b), len(b)), runtime.GOMAXPROCS(0), least)
+	if err != nil {
+		return nil, fmt.Errorf("decode manifest: %w", err)
+	}
+	return m, nil
+}
+
+func decodeKnown(s string, parts, least int) (*Manifest, error) {
+	count, rest, err := begin(s)
+	if err != nil {
+		return nil, err
+	}
+	m := &Manifest{Entries: make([]entry.Entry, count)}
+	each := max((int(count)+parts-1)/parts, least)
+	var g errgroup.Group
+	for at := 0; at < int(count); at += each {
+		part, text := m.Entries[at:min(at+each, int(count))], rest
+		for range part { // skip them
+			if _, rest, err = next(rest); err != nil {
+				return nil, errors.Join(err, g.Wait())
+			}
+		}
+		text = text[:len(text)-len(rest)]
+		g.Go(func() (err error) {
+			slab := &slabs{chunks: make([]entry.Chunk, 0, len(text)/128)}
+			for i := range part {
+				if text, err = decodeNext(&part[i], text, slab); err != nil {
+					return fmt.Errorf("entry %d: %w", at+i, err)
+				}
+			}
+			own(part)
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
 	}
 	if rest != "" {
 		return nil, fmt.Errorf("%d bytes after the last entry", len(rest))
@@ -140,7 +221,7 @@ func Pick(b []byte, wanted map[string]bool) (*Manifest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read manifest: %w", err)
 	}
-	m.own()
+	own(m.Entries)
 	return m, nil
 }
 

@@ -188,16 +188,16 @@ func Decode(b []byte) (*Manifest, error) {
 	if err := m.Validate(); err != nil {
 		return nil, fmt.Errorf("decode manifest: %w", err)
 	}
-	m.own()
+	own(m.Entries)
 	return m, nil
 }
 
-// own copies all text, which until then is in what was decoded, to one place
+// own copies all text of entries, which until then is in what was decoded, to one place
 // of its own: that is much less, since chunk lists are not text.
-func (m *Manifest) own() {
+func own(entries []entry.Entry) {
 	n := 0
-	for i := range m.Entries {
-		e := &m.Entries[i]
+	for i := range entries {
+		e := &entries[i]
 		n += len(e.Path) + len(e.Target) + len(e.Link)
 		for _, x := range e.Xattrs {
 			n += len(x.Name) + len(x.Value)
@@ -212,8 +212,8 @@ func (m *Manifest) own() {
 		text = append(text, *s...)
 		*s = unsafe.String(unsafe.SliceData(text[at:]), len(*s))
 	}
-	for i := range m.Entries {
-		e := &m.Entries[i]
+	for i := range entries {
+		e := &entries[i]
 		take(&e.Path)
 		take(&e.Target)
 		take(&e.Link)

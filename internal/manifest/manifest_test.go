@@ -206,6 +206,42 @@ func TestValidateRefuses(t *testing.T) {
 	}
 }
 
+func TestDecodeKnown(t *testing.T) {
+	for _, m := range []*Manifest{everything(), tree(), big(3000)} {
+		b := m.Encode()
+		for parts := range 9 {
+			got, err := decodeKnown(string(b), parts+1, 2)
+			if err != nil || !reflect.DeepEqual(got, m) {
+				t.Fatalf("%d entries in %d parts: %v", len(m.Entries), parts+1, err)
+			}
+		}
+		if got, err := DecodeKnown(b); err != nil || !reflect.DeepEqual(got, m) {
+			t.Fatalf("%d entries: %v", len(m.Entries), err)
+		}
+		if n, err := Count(b[:min(len(b), HeadSize)]); err != nil || n != len(m.Entries) {
+			t.Errorf("%d entries counted, want %d: %v", n, len(m.Entries), err)
+		}
+		clear(b) // nothing points into it
+		if got, err := DecodeKnown(m.Encode()); err != nil || !reflect.DeepEqual(got, m) {
+			t.Fatalf("%d entries, once more: %v", len(m.Entries), err)
+		}
+	}
+	b := everything().Encode()
+	for n := range b {
+		if _, err := decodeKnown(string(b[:n]), 2, 2); err == nil {
+			t.Fatalf("its first %d bytes are taken", n)
+		}
+	}
+	for _, bad := range []string{"", "x", string(b[:5])} {
+		if n, err := Count([]byte(bad)); err == nil {
+			t.Errorf("%q has %d entries", bad, n)
+		}
+	}
+	if _, err := DecodeKnown(append(b, 0)); err == nil {
+		t.Error("a byte too many is taken")
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	for _, m := range []*Manifest{everything(), tree(), tree(file("a", "x"), link("b", "a", "x"))} {
 		b := m.Encode()
@@ -215,9 +251,13 @@ func FuzzDecode(f *testing.F) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
+		known, knownErr := decodeKnown(string(b), 3, 1)
 		m, err := Decode(b)
 		if err != nil {
 			return
+		}
+		if knownErr != nil || !reflect.DeepEqual(known, m) {
+			t.Fatalf("in parts it is something else: %v", knownErr)
 		}
 		if !bytes.Equal(m.Encode(), b) {
 			t.Fatal("two encodings of one manifest")
