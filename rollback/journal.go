@@ -1,6 +1,7 @@
 package rollback
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
@@ -139,15 +140,31 @@ func (s *jstep) encode(spans bool) []byte {
 // decodeJournal reads a journal. A torn tail is ignored; anything else that
 // is not as it was written is an error.
 func decodeJournal(b []byte) (*journal, error) {
-	rest, ok := strings.CutPrefix(string(b), journalMagic)
+	var steps []jstep
+	j, err := readJournal(b, func(_ *journal, s *jstep) {
+		if steps == nil {
+			steps = make([]jstep, 0, len(b)/256) // else they would be copied again and again
+		}
+		steps = append(steps, *s)
+	})
+	if err != nil {
+		return nil, err
+	}
+	j.steps = steps
+	return j, nil
+}
+
+// readJournal is decodeJournal that gives the steps, one after another, instead
+// of keeping them.
+func readJournal(b []byte, step func(*journal, *jstep)) (*journal, error) {
+	b, ok := bytes.CutPrefix(b, []byte(journalMagic))
 	spans := false
 	if !ok {
-		rest, spans = strings.CutPrefix(string(b), journalMagic2)
+		b, spans = bytes.CutPrefix(b, []byte(journalMagic2))
 	}
 	if !ok && !spans {
 		return nil, fmt.Errorf("journal: not a journal of these versions: %w", ErrCorrupt)
 	}
-	b = []byte(rest)
 	j, seen := &journal{}, 0
 	for len(b) > 0 {
 		payload, more, err := nextRecord(b)
@@ -157,7 +174,7 @@ func decodeJournal(b []byte) (*journal, error) {
 		if payload == nil {
 			break
 		}
-		if err := j.take(payload, seen, spans); err != nil {
+		if err := j.take(payload, seen, spans, step); err != nil {
 			return nil, fmt.Errorf("journal: record %d: %w", seen, err)
 		}
 		b = more
@@ -197,16 +214,19 @@ func wholeRecord(b []byte) (payload, rest []byte, ok bool) {
 }
 
 // take adds one record, which must be the kind that may come now.
-func (j *journal) take(payload []byte, seen int, spans bool) error {
+func (j *journal) take(payload []byte, seen int, spans bool, step func(*journal, *jstep)) error {
 	r := &reader{b: payload[1:]}
 	kind := payload[0]
 	switch {
 	case kind == recHead && seen == 0:
 		j.takeHead(r, spans)
 	case kind == recStep && seen > 0 && !j.ready:
-		j.takeStep(r)
+		s := j.takeStep(r)
+		if !r.bad {
+			step(j, &s)
+		}
 	case kind == recReady && seen > 0 && !j.ready:
-		if r.uint() != uint64(len(j.steps)) {
+		if r.uint() != uint64(seen-1) { // after the head, steps only
 			r.fail()
 		}
 		j.ready = true
@@ -274,8 +294,7 @@ func (r *reader) num() int {
 	return int(v)
 }
 
-func (j *journal) takeStep(r *reader) {
-	var s jstep
+func (j *journal) takeStep(r *reader) (s jstep) {
 	kind := r.uint()
 	if kind < uint64(Delete) || kind > uint64(Times) {
 		r.fail()
@@ -294,7 +313,7 @@ func (j *journal) takeStep(r *reader) {
 			x.Entry = r.meta()
 		}
 	}
-	j.steps = append(j.steps, s)
+	return s
 }
 
 // cleanPath refuses paths that no scan produces.

@@ -1,6 +1,7 @@
 package rollback
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -46,28 +47,52 @@ func (n *Node) undoCopies(ctx context.Context, vs volumes) (*undoIndex, error) {
 	if err != nil {
 		return nil, err
 	}
-	for i := len(nums) - 1; i >= 0; i-- { // newest first
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		b, err := n.readState(genDir(nums[i], "steps"))
-		if notThere(err) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		j, err := decodeJournal(b)
-		if err != nil {
-			return nil, fmt.Errorf("undo copies of generation %d: %w", nums[i], err)
-		}
-		for of, vol := range j.placed(vs) {
-			if vol >= 0 {
-				n.gather(x, nums[i], j, of, vol)
-			}
-		}
+	slices.Reverse(nums) // newest first
+	kept := make([][]undoStep, len(nums))
+	err = n.spread(ctx, len(nums), func(_ *localReader, i int) (err error) {
+		kept[i], err = n.undoSteps(nums[i], vs)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for i, num := range nums {
+		n.gather(x, num, kept[i])
 	}
 	return x, nil
+}
+
+// undoStep is a step that has displaced a file.
+type undoStep struct {
+	slot, vol int // number of the volume now
+	path      string
+	key       digest.ID
+}
+
+// undoSteps reads which files a generation keeps, on the volumes that are there, by volume.
+func (n *Node) undoSteps(gen int, vs volumes) ([]undoStep, error) {
+	b, err := n.readState(genDir(gen, "steps"))
+	if notThere(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var out []undoStep
+	var placed []int
+	_, err = readJournal(b, func(j *journal, s *jstep) {
+		if placed == nil {
+			placed = j.placed(vs)
+		}
+		if v := placed[s.vol]; v >= 0 && (s.kind == Delete || s.kind == Replace) && s.old.Type == entry.File && !s.old.key.IsZero() {
+			out = append(out, undoStep{s.slot, v, s.path, s.old.key})
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("undo copies of generation %d: %w", gen, err)
+	}
+	slices.SortStableFunc(out, func(a, b undoStep) int { return cmp.Compare(a.vol, b.vol) })
+	return out, nil
 }
 
 // placed says for each volume of a journal, the top first, which number it has
@@ -80,25 +105,32 @@ func (j *journal) placed(vs volumes) []int {
 	return out
 }
 
-// gather takes in the undo files of a generation on one volume, which is number
-// of in the journal and vol now.
-func (n *Node) gather(x *undoIndex, gen int, j *journal, of, vol int) {
+// gather takes in the undo files of a generation, which come by volume.
+func (n *Node) gather(x *undoIndex, gen int, steps []undoStep) {
+	for len(steps) > 0 {
+		vol, more := steps[0].vol, slices.IndexFunc(steps, func(s undoStep) bool { return s.vol != steps[0].vol })
+		if more < 0 {
+			more = len(steps)
+		}
+		n.gatherOn(x, gen, vol, steps[:more])
+		steps = steps[more:]
+	}
+}
+
+// gatherOn takes in the undo files of a generation on one volume.
+func (n *Node) gatherOn(x *undoIndex, gen, vol int, steps []undoStep) {
 	fd, err := entry.OpenBeneath(n.top, x.vols.in(vol, genDir(gen, "undo")), unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return
 	}
 	defer unix.Close(fd)
-	for i := range j.steps {
-		s := &j.steps[i]
-		if s.vol != of || s.kind != Delete && s.kind != Replace || s.old.Type != entry.File || s.old.key.IsZero() {
-			continue
-		}
+	for _, s := range steps {
 		st, err := entry.StatAt(fd, strconv.Itoa(s.slot))
 		if err != nil {
 			continue
 		}
 		u := undoCopy{undoFile: undoFile{gen, s.slot, vol}, of: s.path, stat: st}
-		x.byKey[s.old.key] = append(x.byKey[s.old.key], u)
+		x.byKey[s.key] = append(x.byKey[s.key], u)
 		x.bySize[st.Size] = append(x.bySize[st.Size], u)
 		x.byIno[inodeOf(st)] = append(x.byIno[inodeOf(st)], u.undoFile)
 		x.gens[gen] = append(x.gens[gen], u)
