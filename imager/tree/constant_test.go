@@ -1,10 +1,13 @@
 package tree
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -138,6 +141,94 @@ func TestAChangeAtAnyMoment(t *testing.T) {
 	if proven < 20 {
 		t.Errorf("%d captures went without another look", proven)
 	}
+}
+
+// A program writes one number to one file after the other, in bursts: whatever
+// moment a capture finds, they differ by one at most.
+func TestMomentsBetweenBursts(t *testing.T) {
+	dir, p := meadow(t)
+	for i := range 400 {
+		must(t, os.MkdirAll(p(fmt.Sprintf("m/%d", i%40)), 0o755))
+		must(t, os.WriteFile(p(fmt.Sprintf("m/%d/%d", i%40, i)), noise(uint64(i), 100), 0o644))
+	}
+	var files []*os.File
+	for _, name := range []string{"a/number", "z-number"} {
+		f, err := os.Create(p(name))
+		must(t, err)
+		defer f.Close()
+		_, err = f.Write(make([]byte, 8))
+		must(t, err)
+		files = append(files, f)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		rng := rand.New(rand.NewPCG(1, 2))
+		var err error
+		for i := uint64(1); err == nil && ctx.Err() == nil; i++ {
+			for _, f := range files {
+				if _, err = f.WriteAt(binary.BigEndian.AppendUint64(nil, i), 0); err != nil {
+					break
+				}
+			}
+			if rng.IntN(20) == 0 {
+				time.Sleep(time.Duration(rng.IntN(80)) * time.Millisecond)
+			}
+		}
+		ended <- err
+	}()
+	found, proven := 0, 0
+	for i := 0; i < 60 || found < 5 && i < 600; i++ {
+		got := &keeper{}
+		m, st, err := Capture(t.Context(), dir, CaptureOptions{Sink: got, pauses: []time.Duration{time.Duration(i%3) * tick}})
+		if errors.Is(err, ErrChanged) {
+			continue
+		}
+		must(t, err)
+		found++
+		if st.Again == 0 {
+			proven++
+		}
+		var n [2]uint64
+		for k, name := range []string{"a/number", "z-number"} {
+			e, _ := m.Lookup(name)
+			n[k] = binary.BigEndian.Uint64(got.of(e))
+		}
+		if n[0] != n[1] && n[0] != n[1]+1 {
+			t.Errorf("%d and %d were never there at one moment", n[0], n[1])
+		}
+	}
+	stop()
+	must(t, <-ended)
+	t.Logf("%d moments were found, %d of them at once", found, proven)
+	if found < 5 {
+		t.Errorf("only %d moments were found", found)
+	}
+}
+
+// keeper is a sink that keeps everything.
+type keeper struct {
+	mu   sync.Mutex
+	data map[digest.ID][]byte
+}
+
+func (k *keeper) Missing(_ context.Context, ids []digest.ID) ([]digest.ID, error) { return ids, nil }
+
+func (k *keeper) Put(_ context.Context, id digest.ID, data []byte) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.data == nil {
+		k.data = map[digest.ID][]byte{}
+	}
+	k.data[id] = bytes.Clone(data)
+	return nil
+}
+
+func (k *keeper) of(e *entry.Entry) (out []byte) {
+	for _, c := range e.Chunks {
+		out = append(out, k.data[c.ID]...)
+	}
+	return out
 }
 
 // What the states prove, and what they do not.
