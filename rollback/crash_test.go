@@ -69,8 +69,9 @@ func (f *fate) live(n *Node, run func() error) (lived bool, err error) {
 // campaign is one operation that is to be interrupted everywhere. After each
 // time that it succeeds a rollback brings the node back.
 type campaign struct {
-	w  *world
-	op func(n *Node) error
+	w      *world
+	op     func(n *Node) error
+	sparse bool // recoveries are killed at some of their points: TestRecoveryDiesAnywhere does it at all
 
 	points, forward, undone int
 }
@@ -106,11 +107,14 @@ func (c *campaign) reset(n *Node) {
 	ok(c.w.t, err)
 }
 
-// recovered kills recoveries, each one point later than the one before, until
-// one comes through.
+// recovered kills recoveries, each one point later than the one before, or
+// sparsely a quarter further on, until one comes through.
 func (c *campaign) recovered(what string) Outcome {
 	c.w.t.Helper()
 	for at := 1; ; at++ {
+		if c.sparse {
+			at += at / 4
+		}
 		n := open(c.w.t, c.w.dir)
 		var out Outcome
 		f := &fate{at: at}
@@ -219,12 +223,20 @@ func backOp(n *Node) error {
 	return err
 }
 
-// pick chooses the stride that visits about short points, or all in the long form.
+// pick chooses the stride that visits about short points, or all in the long
+// form, in which several campaigns run at once.
 func pick(c *campaign, short int) int {
 	if long() {
 		return 1
 	}
 	return max(1, c.count()/short) | 1 // odd: before and after calls in turn
+}
+
+// atOnce lets a part of a long campaign run beside others.
+func atOnce(t *testing.T) {
+	if long() {
+		t.Parallel()
+	}
 }
 
 func TestDeathAnywhere(t *testing.T) {
@@ -233,25 +245,35 @@ func TestDeathAnywhere(t *testing.T) {
 		entries, changes, short int
 		kind                    string
 		mounts                  []string
+		some                    bool // in the long form, too
 	}{
 		{name: "small", entries: 30, changes: 25, short: 100000},
-		{name: "large", entries: 400, changes: 320, short: 12},
-		{"small on two file systems", 40, 40, 100000, "tmpfs", []string{"vol"}},
-		{"large on two file systems", 480, 420, 12, "ext4", []string{"vol"}},
-		{"three file systems, one in another", 60, 60, 60, "tmpfs", []string{"vol", "vol/deep"}},
+		{name: "large", entries: 400, changes: 320, short: 12, some: true},
+		{"small on two file systems", 40, 40, 100000, "tmpfs", []string{"vol"}, false},
+		{"large on two file systems", 480, 420, 12, "ext4", []string{"vol"}, false},
+		{"three file systems, one in another", 60, 60, 60, "tmpfs", []string{"vol", "vol/deep"}, false},
 	} {
+		stride := func(c *campaign) int {
+			c.sparse = size.entries > 100
+			if size.some && long() {
+				return 31
+			}
+			return pick(c, size.short)
+		}
 		t.Run(size.name+" push", func(t *testing.T) {
+			atOnce(t)
 			w := newWorldOn(t, 7, size.entries, size.changes, size.kind, size.mounts...)
 			w.node()
 			c := &campaign{w: w, op: pushOp(w)}
-			c.run(pick(c, size.short), nil)
+			c.run(stride(c), nil)
 		})
 		t.Run(size.name+" rollback", func(t *testing.T) {
+			atOnce(t)
 			w := newWorldOn(t, 8, size.entries, size.changes, size.kind, size.mounts...)
 			_, err := push(w.node(), w.goal(), w.src)
 			ok(t, err)
 			c := &campaign{w: w, op: backOp}
-			c.run(pick(c, size.short), nil)
+			c.run(stride(c), nil)
 		})
 	}
 }
@@ -266,25 +288,29 @@ func TestFailureAnywhere(t *testing.T) {
 		err  error
 	}{{"ENOSPC", unix.ENOSPC}, {"EIO", unix.EIO}} {
 		t.Run(tt.name+" push", func(t *testing.T) {
+			atOnce(t)
 			w := newWorld(t, 9, 40, 30)
 			w.node()
 			c := &campaign{w: w, op: pushOp(w)}
 			c.run(pick(c, 60), tt.err)
 		})
 		t.Run(tt.name+" push on two file systems", func(t *testing.T) {
+			atOnce(t)
 			w := newWorldOn(t, 9, some, some, "tmpfs", "vol")
 			w.node()
-			c := &campaign{w: w, op: pushOp(w)}
+			c := &campaign{w: w, op: pushOp(w), sparse: long()}
 			c.run(pick(c, 30), tt.err)
 		})
 		t.Run(tt.name+" rollback on two file systems", func(t *testing.T) {
+			atOnce(t)
 			w := newWorldOn(t, 10, some, some, "tmpfs", "vol")
 			_, err := push(w.node(), w.goal(), w.src)
 			ok(t, err)
-			c := &campaign{w: w, op: backOp}
+			c := &campaign{w: w, op: backOp, sparse: long()}
 			c.run(pick(c, 30), tt.err)
 		})
 		t.Run(tt.name+" rollback", func(t *testing.T) {
+			atOnce(t)
 			w := newWorld(t, 10, 40, 30)
 			_, err := push(w.node(), w.goal(), w.src)
 			ok(t, err)
@@ -309,6 +335,7 @@ func TestRecoveryDiesAnywhere(t *testing.T) {
 		{"after the commit, three file systems", func(call, what string, after bool) bool { return call == "write" && what == "journal" && after }, true, []string{"vol", "vol/deep"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			atOnce(t)
 			w := newWorldOn(t, 12, 40+40*len(tt.mounts), 30+40*len(tt.mounts), "tmpfs", tt.mounts...)
 			w.node()
 			c := &campaign{w: w, op: pushOp(w)}

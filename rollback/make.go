@@ -7,8 +7,6 @@ import (
 	"slices"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"ingot/internal/digest"
 	"ingot/internal/entry"
 	"ingot/internal/manifest"
@@ -458,13 +456,12 @@ func (s *scanner) trusts(it *item, e *entry.Entry, holds bool) known {
 
 // afresh looks at a file that the switch made or changed. Its ctime is of
 // now: metadata can be trusted only by who looks at it later.
-func (n *Node) afresh(e *entry.Entry) known {
+func (n *Node) afresh(e *entry.Entry, at *openDir) known {
 	when := n.now()
-	dir, name, err := n.parent(e.Path)
+	dir, name, err := at.open(n, 0, e.Path)
 	if err != nil {
 		return known{}
 	}
-	defer unix.Close(dir)
 	st, err := entry.StatAt(dir, name)
 	if err != nil {
 		return known{}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -159,10 +160,10 @@ func (n *Node) commit() (undone bool, err error) {
 func (vols reach) prepare(ctx context.Context, p *Plan) (*journal, error) {
 	j := &journal{from: p.Base, to: p.Base + 1, stage: p.id, volumes: p.vols.described(), used: p.used, ready: true}
 	j.steps = make([]jstep, len(p.Steps))
-	err := vols[0].spread(ctx, len(p.Steps), func(_ *localReader, i int) error {
+	return j, vols[0].inParts(ctx, len(p.Steps), func(at *openDir, i int) error {
 		s, js := &p.Steps[i], &j.steps[i]
 		*js = jstep{kind: s.Kind, slot: s.slot, vol: s.vol, path: s.Path}
-		if err := vols.oldSide(s, js); err != nil {
+		if err := vols.oldSide(s, js, at); err != nil {
 			return err
 		}
 		if err := vols.newSide(s, js); err != nil {
@@ -173,15 +174,29 @@ func (vols reach) prepare(ctx context.Context, p *Plan) (*journal, error) {
 		}
 		return nil
 	})
-	return j, err
+}
+
+// inParts does something with each of so many steps, parts of them at once;
+// those of a part come one after the other, with the directory of the one before.
+func (n *Node) inParts(ctx context.Context, steps int, fn func(at *openDir, i int) error) error {
+	const part = 128
+	return n.spread(ctx, (steps+part-1)/part, func(_ *localReader, i int) error {
+		at := openDir{fd: -1}
+		defer at.close()
+		for k := i * part; k < min((i+1)*part, steps); k++ {
+			if err := fn(&at, k); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // oldSide checks that the path is what the plan saw.
-func (vols reach) oldSide(s *Step, js *jstep) error {
-	dir, name, err := vols.parent(s.vol, s.Path)
+func (vols reach) oldSide(s *Step, js *jstep, at *openDir) error {
+	dir, name, err := at.of(js, vols)
 	if s.Old == nil {
 		if err == nil {
-			defer unix.Close(dir)
 			if _, serr := entry.StatAt(dir, name); s.Kind == Add && !notThere(serr) {
 				return fmt.Errorf("%q is there now: %w", s.Path, ErrChanged)
 			}
@@ -191,7 +206,6 @@ func (vols reach) oldSide(s *Step, js *jstep) error {
 	if err != nil {
 		return fmt.Errorf("%q: %w: %w", s.Path, ErrChanged, err)
 	}
-	defer unix.Close(dir)
 	e, st, err := entry.ReadAt(dir, name)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrChanged, err)
@@ -244,10 +258,20 @@ type runner struct {
 func (r *runner) forward() error {
 	at := openDir{fd: -1}
 	defer at.close()
-	for i := range r.j.steps {
-		if err := r.step(&r.j.steps[i], &at); err != nil {
-			return fmt.Errorf("%s %q: %w", r.j.steps[i].kind, r.j.steps[i].path, err)
+	for steps := r.j.steps; len(steps) > 0; {
+		// A mode can keep others than root from what is below.
+		if n := sameInodes(steps); n > 0 && os.Geteuid() == 0 {
+			at.close()
+			if err := r.several(steps[:n]); err != nil {
+				return err
+			}
+			steps = steps[n:]
+			continue
 		}
+		if err := r.step(&steps[0], &at); err != nil {
+			return fmt.Errorf("%s %q: %w", steps[0].kind, steps[0].path, err)
+		}
+		steps = steps[1:]
 	}
 	for i := range r.j.steps {
 		s := &r.j.steps[i]
@@ -259,6 +283,26 @@ func (r *runner) forward() error {
 		}
 	}
 	return nil
+}
+
+// sameInodes counts the steps at the beginning that replace nothing: each is
+// about the metadata of an inode of its own, and their order does not matter.
+func sameInodes(steps []jstep) int {
+	n := slices.IndexFunc(steps, func(s jstep) bool { return s.kind != Meta && s.kind != Times })
+	if n < 0 {
+		return len(steps)
+	}
+	return n
+}
+
+// several carries out steps of which the order does not matter.
+func (r *runner) several(steps []jstep) error {
+	return r.n.inParts(context.Background(), len(steps), func(at *openDir, i int) error {
+		if err := r.step(&steps[i], at); err != nil {
+			return fmt.Errorf("%s %q: %w", steps[i].kind, steps[i].path, err)
+		}
+		return nil
+	})
 }
 
 // openDir is the directory of the step before, kept open: mostly the next one
@@ -278,13 +322,22 @@ func (d *openDir) close() {
 
 // of opens the directory that a step is in.
 func (d *openDir) of(s *jstep, vols reach) (dir int, name string, err error) {
-	up := parentOf(s.path)
-	if d.fd >= 0 && d.vol == s.vol && d.path == up && up != "" && (s.vol == 0 || s.path != vols[s.vol].at) {
-		return d.fd, nameOf(s.path), nil
+	path := s.path
+	if s.vol > 0 {
+		path = relative(path, vols[s.vol].at)
+	}
+	return d.open(vols[s.vol].Node, s.vol, path)
+}
+
+// open opens the directory of a path of the volume of n, which has the number vol.
+func (d *openDir) open(n *Node, vol int, path string) (dir int, name string, err error) {
+	up := parentOf(path)
+	if d.fd >= 0 && d.vol == vol && d.path == up && up != "" {
+		return d.fd, nameOf(path), nil
 	}
 	d.close()
-	if dir, name, err = vols.parent(s.vol, s.path); err == nil {
-		*d = openDir{s.vol, up, dir}
+	if dir, name, err = n.parent(path); err == nil {
+		*d = openDir{vol, up, dir}
 	}
 	return dir, name, err
 }
@@ -319,6 +372,26 @@ func (r *runner) step(s *jstep, at *openDir) error {
 		return ErrChanged
 	}
 	return sys.setMeta(dir, name, &s.new.Entry)
+}
+
+// removeUsed removes the undo copies that have become files of the tree.
+func (r *runner) removeUsed() error {
+	at := openDir{fd: -1}
+	defer at.close()
+	for _, u := range r.j.used {
+		b := &r.vols[u.vol]
+		dir, name, err := at.open(b.Node, u.vol, u.path())
+		if notThere(err) {
+			continue
+		}
+		if err == nil {
+			err = b.removeAt(dir, name)
+		}
+		if err != nil {
+			return fmt.Errorf("remove %q: %w", u.path(), err)
+		}
+	}
+	return nil
 }
 
 // displaced checks that what is in a slot is what the plan saw: the same
@@ -375,14 +448,17 @@ func (r *runner) complete(p *Plan) error {
 			return err
 		}
 	}
-	for _, u := range j.used {
-		if err := r.vols[u.vol].remove(u.path()); err != nil {
-			return err
-		}
+	if err := r.removeUsed(); err != nil {
+		return err
 	}
 	if p != nil {
-		for _, i := range p.afresh {
-			p.known[i] = n.afresh(&p.done.Entries[i])
+		err := n.inParts(context.Background(), len(p.afresh), func(at *openDir, i int) error {
+			i = int(p.afresh[i])
+			p.known[i] = n.afresh(&p.done.Entries[i], at)
+			return nil
+		})
+		if err != nil {
+			return err
 		}
 		if err := n.writeCache(j.to, p.doneID, p.done, p.known); err != nil {
 			return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 
@@ -47,7 +48,7 @@ func (s *scanner) walk(ctx context.Context, sc *scope) ([]item, error) {
 	if err == nil {
 		err = w.failed
 	}
-	return items, err
+	return slices.DeleteFunc(items, func(it item) bool { return it.Entry == nil }), err
 }
 
 func (w *walker) work() {
@@ -71,7 +72,7 @@ func (w *walker) start(sc *scope) ([]item, error) {
 	}
 	w.s.dev = items[0].stat.Dev
 	if sc != nil {
-		return w.scoped(k, items, sc)
+		return w.scoped(items[0], sc)
 	}
 	return items, w.enter(k, w.s.n.top, &items[0], base, w.s.rules.leaves)
 }
@@ -181,20 +182,25 @@ func (w *walker) read(k *looker, fd int, i entry.Name, dir string, base int, rul
 	return it, nil
 }
 
-// scoped reads what the scope names.
-func (w *walker) scoped(k *looker, items []item, sc *scope) ([]item, error) {
-	paths := sc.sorted()
-	all := make([]item, 0, len(paths)) // does not grow
-	all = append(all, items...)
+// scoped reads what the scope names, several parts of it at once. What is not
+// there leaves a gap.
+func (w *walker) scoped(top item, sc *scope) ([]item, error) {
+	const part = 256
+	paths := slices.DeleteFunc(sc.sorted(), func(path string) bool { return path == "." || sc.within(path) })
+	all := make([]item, 1+len(paths)) // pointers into it stay good
+	all[0] = top
+	all[0].anchored = true
+	return all, w.s.n.spread(w.ctx, (len(paths)+part-1)/part, func(_ *localReader, i int) error {
+		from, to := i*part, min((i+1)*part, len(paths))
+		return w.scopedPart(sc, paths[from:to], all[1+from:1+to])
+	})
+}
+
+func (w *walker) scopedPart(sc *scope, paths []string, out []item) error {
+	k := &looker{}
 	dir, at := -1, ""
 	defer func() { closeDir(dir) }()
-	for _, path := range paths {
-		if err := w.ctx.Err(); err != nil {
-			return nil, err
-		}
-		if path == "." || sc.within(path) {
-			continue
-		}
+	for i, path := range paths {
 		if up := parentOf(path); up != at || dir < 0 {
 			closeDir(dir)
 			var err error
@@ -202,7 +208,7 @@ func (w *walker) scoped(k *looker, items []item, sc *scope) ([]item, error) {
 				dir = -1
 				continue // a parent is gone or no directory: the path does not exist
 			} else if err != nil {
-				return nil, fmt.Errorf("open the directory of %q: %w", path, err)
+				return fmt.Errorf("open the directory of %q: %w", path, err)
 			}
 			at = up
 		}
@@ -213,22 +219,20 @@ func (w *walker) scoped(k *looker, items []item, sc *scope) ([]item, error) {
 			continue
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
-		all = append(all, it)
-		last := &all[len(all)-1]
+		out[i] = it
 		switch {
 		case it.Type != entry.Dir:
 		case !sc.deep[path]:
-			last.anchored = true // not listed: it may hold anything
+			out[i].anchored = true // not listed: it may hold anything
 		case it.alone != Mount:
-			if err := w.enter(k, dir, last, base, w.s.rules.leaves); err != nil {
-				return nil, err
+			if err := w.enter(k, dir, &out[i], base, w.s.rules.leaves); err != nil {
+				return err
 			}
 		}
 	}
-	all[0].anchored = true
-	return all, nil
+	return nil
 }
 
 func closeDir(fd int) {
