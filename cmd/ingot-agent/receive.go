@@ -182,8 +182,12 @@ func push(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 	if t.Never, err = pattern.Parse(req.Never); err != nil {
 		return fmt.Errorf("never_roll_back: %w", err)
 	}
-	if t.Derived, err = pattern.Parse(req.Derived); err != nil {
-		return fmt.Errorf("derived: %w", err)
+	derived := pattern.Derived().Strings()
+	for _, p := range req.Laid {
+		derived = append(derived, "!"+p)
+	}
+	if t.Derived, err = pattern.Parse(derived); err != nil {
+		return fmt.Errorf("laid: %w", err)
 	}
 	return withNode(req.Dir, func(n *rollback.Node) error {
 		n.Retention = retention(req)

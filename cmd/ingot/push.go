@@ -108,7 +108,7 @@ func (p *program) push(c *cli.Context) error {
 		if err != nil {
 			return err
 		}
-		req := wire.Request{Dir: "/", By: operator(), Ref: t.ref, Image: t.image, Overlay: t.overlay, NodeOwned: t.nodeOwned, Derived: t.derived, Within: within}
+		req := wire.Request{Dir: "/", By: operator(), Ref: t.ref, Image: t.image, Overlay: t.overlay, NodeOwned: t.nodeOwned, Laid: t.laid, Within: within}
 		p.policy(c, &req)
 		t.after.ask(&req)
 		if !req.DryRun && within == "" { // who gets a part may not ask for the rest

@@ -121,7 +121,7 @@ type target struct {
 	image     digest.ID
 	overlay   digest.ID
 	nodeOwned []string
-	derived   []string // patterns: what the first push of a node leaves
+	laid      []string // patterns: what the overlay has of pattern.Derived
 	after     *aftercare
 }
 
@@ -136,7 +136,7 @@ func (i *release) target(ctx context.Context, w *world, n *site.Node) (*target, 
 	if err != nil {
 		return nil, err
 	}
-	t := &target{ref: i.ref, image: i.id, overlay: over.Manifest.ID(), nodeOwned: r.Profile.NodeOwned, derived: derived(over.Manifest), after: afterOf(ctx, w, n, &r.Profile)}
+	t := &target{ref: i.ref, image: i.id, overlay: over.Manifest.ID(), nodeOwned: r.Profile.NodeOwned, laid: laid(over.Manifest), after: afterOf(ctx, w, n, &r.Profile)}
 	t.Source = imager.Layered{Data: over.Data, Below: w.images}
 	t.Manifest = sync.OnceValues(func() (*manifest.Manifest, error) {
 		m, err := i.load()
@@ -160,14 +160,12 @@ func (i *release) target(ctx context.Context, w *world, n *site.Node) (*target, 
 	return t, nil
 }
 
-// derived are the patterns of what was made for the machine that a node is,
-// but for what its overlay has.
-func derived(overlay *manifest.Manifest) []string {
+// laid are the paths that an overlay has of what is made for a machine, as patterns.
+func laid(overlay *manifest.Manifest) (out []string) {
 	list := pattern.Derived()
-	out := list.Strings()
 	for i := range overlay.Entries {
 		if e := &overlay.Entries[i]; e.Type != entry.Dir && list.Match(e.Path) {
-			out = append(out, "!"+pattern.Quote(e.Path))
+			out = append(out, pattern.Quote(e.Path))
 		}
 	}
 	return out

@@ -103,6 +103,9 @@ func dial(ctx context.Context, t Target) (*Conn, error) {
 		HostKeyCallback: check, HostKeyAlgorithms: algos, Timeout: t.Timeout,
 	}
 	sc, chans, reqs, err := ssh.NewClientConn(nc, t.Addr, cfg)
+	// sshd says two things now, and as it has not set TCP_NODELAY it keeps the
+	// second, that a session is open, until the first is acknowledged: 40 ms.
+	in.eager.Store(1)
 	if !stop() && err == nil {
 		sc.Close()
 		err = ctx.Err()
@@ -173,14 +176,14 @@ func watch(ask func() error, last func() time.Time, giveUp func()) {
 	}
 }
 
-// heard is a connection that knows when something came last. What comes is
-// acknowledged at once: sshd, which does not set TCP_NODELAY for a command,
-// keeps a second small packet back until then, and that would be 40 ms at every
-// turn of a conversation (tcp(7), TCP_QUICKACK, which does not last).
+// heard is a connection that knows when something came last, and can
+// acknowledge at once what comes next (tcp(7), TCP_QUICKACK, which does not
+// last). That is a packet more each time.
 type heard struct {
 	net.Conn
 	at    atomic.Pointer[time.Time]
-	quick func() // nil where it is no TCP connection
+	quick func()       // nil where it is no TCP connection
+	eager atomic.Int32 // how many times
 }
 
 // listen makes a connection a heard one.
@@ -201,7 +204,8 @@ func (h *heard) Read(p []byte) (int, error) {
 	if n > 0 {
 		now := time.Now()
 		h.at.Store(&now)
-		if h.quick != nil && n < 4<<10 { // else much comes, and is acknowledged anyway
+		if h.quick != nil && h.eager.Load() > 0 {
+			h.eager.Add(-1)
 			h.quick()
 		}
 	}

@@ -44,7 +44,7 @@ type Request struct {
 	Full      bool      `json:"full,omitempty"`    // read every file, whatever its inode says
 	Within    string    `json:"within,omitempty"`  // the path that alone is changed, with what is in it; "" for all
 	NodeOwned []string  `json:"node_owned,omitempty"`
-	Derived   []string  `json:"derived,omitempty"` // the first push of a node leaves what was made for its machine
+	Laid      []string  `json:"laid,omitempty"` // the first push of a node leaves what was made for its machine (pattern.Derived), but for these paths, as patterns
 	Never     []string  `json:"never_roll_back,omitempty"`
 	Usual     Local     `json:"usual"`          // what the profile says of local changes
 	Keep      []string  `json:"keep,omitempty"` // local changes that stay

@@ -22,7 +22,7 @@ import (
 )
 
 // Protocol is the version of what is spoken; both sides must say the same.
-const Protocol = 4
+const Protocol = 5
 
 // Limits of one frame and of one blob, in bytes. A hostile peer cannot make
 // the other side allocate more.
