@@ -38,10 +38,10 @@ func (p *program) captureVerb() verb {
   takes back what is left out.
 
   The image is true to one moment: what has changed since the capture began is captured again, a few
-  times, and then fails the capture by name, unless --allow-changed says that it may. What is left out never matters. Programs that write through a
-  shared mapping (databases do) change a file without a trace for up to half a minute: capture a
-  snapshot of these. That is what happens where the root of a node is a btrfs subvolume without others
-  in it. Elsewhere --snapshot takes a COMMAND that prints the directory of a snapshot (the last line
+  times, and then fails the capture by name, unless --allow-changed says that it may. What is left out
+  never matters. Programs that write through a shared mapping (databases do) change a file without a
+  trace for up to half a minute: capture a snapshot of these. That is what happens where the root of a
+  node is a btrfs subvolume without others in it. Elsewhere --snapshot takes a COMMAND that prints the directory of a snapshot (the last line
   of its output; in its environment INGOT_TREE is what to capture), and --snapshot-end one that
   releases it, which is run whatever happens (INGOT_SNAPSHOT is the directory, empty when none was made); after a
   crash the next capture with --snapshot runs it.

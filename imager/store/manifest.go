@@ -31,7 +31,7 @@ func (s *Store) PutManifest(ctx context.Context, m *manifest.Manifest) (digest.I
 	if len(missing) > 0 {
 		return digest.ID{}, fmt.Errorf("store manifest: %d of its chunks, as %s: %w", len(missing), missing[0].Short(), ErrMissing)
 	}
-	if s.sound(ctx, id) {
+	if _, err := s.RawManifest(ctx, id); err == nil {
 		return id, nil
 	}
 	raw := m.Encode()
@@ -42,19 +42,6 @@ func (s *Store) PutManifest(ctx context.Context, m *manifest.Manifest) (digest.I
 		return digest.ID{}, fmt.Errorf("store manifest: %w", err)
 	}
 	return id, nil
-}
-
-// sound reports whether the manifest is stored, and as it was when it was put.
-func (s *Store) sound(ctx context.Context, id digest.ID) bool {
-	stored, err := readAll(ctx, s.b, manifestName(id), maxStored)
-	if err != nil {
-		return false
-	}
-	if checked(stored) { // much cheaper than to decompress it
-		return checkStored(stored) == nil
-	}
-	_, err = UnpackManifest(id, stored)
-	return err == nil
 }
 
 // lacking lists the chunks of a manifest that the store does not have.
@@ -136,19 +123,13 @@ func appendCheck(stored []byte) []byte {
 	return append(append(stored, checkHead...), sum[:]...)
 }
 
-// checked reports whether a stored manifest ends with a check.
-func checked(stored []byte) bool {
-	at := len(stored) - len(checkHead) - digest.Size
-	return at >= 0 && string(stored[at+1:at+len(checkHead)]) == checkHead[1:]
-}
-
 // checkStored compares a stored manifest with its check, where it has one:
 // at first, they had none.
 func checkStored(stored []byte) error {
-	if !checked(stored) {
+	at := len(stored) - len(checkHead) - digest.Size
+	if at < 0 || string(stored[at+1:at+len(checkHead)]) != checkHead[1:] {
 		return nil // no frame, or one that cannot be decoded
 	}
-	at := len(stored) - len(checkHead) - digest.Size
 	if stored[at] != checkHead[0] || digest.Of(stored[:at]) != digest.ID(stored[at+len(checkHead):]) {
 		return errors.New("its check does not fit")
 	}

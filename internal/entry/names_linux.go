@@ -82,10 +82,10 @@ func (n *Names) take(fd int, b []byte) error {
 		}
 		n.All = append(n.All, Name{int32(len(n.text)), mode})
 		n.text = append(n.text, name...)
-		if mode != unix.DT_UNKNOWN {
+		if mode != 0 {
 			continue
 		}
-		// The file system does not say.
+		// DT_UNKNOWN: the file system does not say.
 		last := &n.All[len(n.All)-1]
 		var st unix.Stat_t
 		switch err := unix.Fstatat(fd, n.Text(*last), &st, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT); {

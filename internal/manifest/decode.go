@@ -1,7 +1,6 @@
 package manifest
 
 import (
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -112,17 +111,21 @@ func decode(s string) (*Manifest, error) {
 
 // begin reads the header, and returns how many entries the rest is.
 func begin(s string) (count uint64, rest string, err error) {
-	head, rest, err := next(s)
-	if err == nil {
-		count, err = decodeHeader(head)
-	}
-	if err != nil {
+	if count, rest, err = header(s); err != nil {
 		return 0, "", fmt.Errorf("header: %w", err)
 	}
 	if count > uint64(len(rest)/minEntry) {
 		return 0, "", fmt.Errorf("header: %d entries do not fit into %d bytes", count, len(s))
 	}
 	return count, rest, nil
+}
+
+func header(s string) (count uint64, rest string, err error) {
+	f, rest, err := next(s)
+	if err == nil {
+		count, err = decodeHeader(f)
+	}
+	return count, rest, err
 }
 
 // decodeNext reads the entry at the beginning of s.
@@ -140,13 +143,12 @@ func decodeNext(e *entry.Entry, s string, slab *slabs) (rest string, err error) 
 // Count returns how many entries a manifest says to have. head is its beginning:
 // HeadSize bytes, or all of it.
 func Count(head []byte) (int, error) {
-	f, _, err := next(string(head))
-	var count uint64
-	if err == nil {
-		count, err = decodeHeader(f)
+	count, _, err := header(string(head))
+	if err == nil && count > math.MaxInt32 {
+		err = fmt.Errorf("%d are too many", count)
 	}
-	if err != nil || count > math.MaxInt32 {
-		return 0, fmt.Errorf("count the entries of a manifest: %w", cmp.Or(err, errTruncated))
+	if err != nil {
+		return 0, fmt.Errorf("count the entries of a manifest: %w", err)
 	}
 	return int(count), nil
 }
