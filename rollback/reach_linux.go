@@ -316,3 +316,9 @@ func (v Volume) Is(dir string) (bool, error) {
 	id, err := n.identity(".")
 	return err == nil && v.ID != "" && id == v.ID, err
 }
+
+func closeDir(fd int) {
+	if fd >= 0 {
+		unix.Close(fd)
+	}
+}

@@ -1,13 +1,10 @@
 package rollback
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"slices"
 	"strconv"
-
-	"golang.org/x/sys/unix"
 
 	"ingot/internal/digest"
 	"ingot/internal/entry"
@@ -69,7 +66,7 @@ type undoStep struct {
 	key       digest.ID
 }
 
-// undoSteps reads which files a generation keeps, on the volumes that are there, by volume.
+// undoSteps reads which files a generation keeps, on the volumes that are there.
 func (n *Node) undoSteps(gen int, vs volumes) ([]undoStep, error) {
 	b, err := n.readState(genDir(gen, "steps"))
 	if notThere(err) {
@@ -91,7 +88,6 @@ func (n *Node) undoSteps(gen int, vs volumes) ([]undoStep, error) {
 	if err != nil {
 		return nil, fmt.Errorf("undo copies of generation %d: %w", gen, err)
 	}
-	slices.SortStableFunc(out, func(a, b undoStep) int { return cmp.Compare(a.vol, b.vol) })
 	return out, nil
 }
 
@@ -105,34 +101,22 @@ func (j *journal) placed(vs volumes) []int {
 	return out
 }
 
-// gather takes in the undo files of a generation, which come by volume.
+// gather takes in the undo files of a generation.
 func (n *Node) gather(x *undoIndex, gen int, steps []undoStep) {
-	for len(steps) > 0 {
-		vol, more := steps[0].vol, slices.IndexFunc(steps, func(s undoStep) bool { return s.vol != steps[0].vol })
-		if more < 0 {
-			more = len(steps)
-		}
-		n.gatherOn(x, gen, vol, steps[:more])
-		steps = steps[more:]
-	}
-}
-
-// gatherOn takes in the undo files of a generation on one volume.
-func (n *Node) gatherOn(x *undoIndex, gen, vol int, steps []undoStep) {
-	fd, err := entry.OpenBeneath(n.top, x.vols.in(vol, genDir(gen, "undo")), unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return
-	}
-	defer unix.Close(fd)
+	at := openDir{fd: -1}
+	defer at.close()
 	for _, s := range steps {
-		st, err := entry.StatAt(fd, strconv.Itoa(s.slot))
+		u := undoCopy{undoFile: undoFile{gen, s.slot, s.vol}, of: s.path}
+		dir, name, err := at.open(n, s.vol, x.vols.in(s.vol, u.undoFile.path()))
 		if err != nil {
 			continue
 		}
-		u := undoCopy{undoFile: undoFile{gen, s.slot, vol}, of: s.path, stat: st}
+		if u.stat, err = entry.StatAt(dir, name); err != nil {
+			continue
+		}
 		x.byKey[s.key] = append(x.byKey[s.key], u)
-		x.bySize[st.Size] = append(x.bySize[st.Size], u)
-		x.byIno[inodeOf(st)] = append(x.byIno[inodeOf(st)], u.undoFile)
+		x.bySize[u.stat.Size] = append(x.bySize[u.stat.Size], u)
+		x.byIno[inodeOf(u.stat)] = append(x.byIno[inodeOf(u.stat)], u.undoFile)
 		x.gens[gen] = append(x.gens[gen], u)
 	}
 }

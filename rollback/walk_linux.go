@@ -198,23 +198,19 @@ func (w *walker) scoped(top item, sc *scope) ([]item, error) {
 
 func (w *walker) scopedPart(sc *scope, paths []string, out []item) error {
 	k := &looker{}
-	dir, at := -1, ""
-	defer func() { closeDir(dir) }()
+	at := openDir{fd: -1}
+	defer at.close()
 	for i, path := range paths {
-		if up := parentOf(path); up != at || dir < 0 {
-			closeDir(dir)
-			var err error
-			if dir, _, err = w.s.n.parent(path); notThere(err) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EXDEV) {
-				dir = -1
-				continue // a parent is gone or no directory: the path does not exist
-			} else if err != nil {
-				return fmt.Errorf("open the directory of %q: %w", path, err)
-			}
-			at = up
+		dir, name, err := at.open(w.s.n, 0, path)
+		if notThere(err) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EXDEV) {
+			continue // a parent is gone or no directory: the path does not exist
 		}
-		k.Set(nameOf(path))
+		if err != nil {
+			return fmt.Errorf("open the directory of %q: %w", path, err)
+		}
+		k.Set(name)
 		base := w.s.base.at(path)
-		it, err := w.read(k, dir, k.All[0], at, base, w.s.rules.leaves, w.s.devOf(at))
+		it, err := w.read(k, dir, k.All[0], at.path, base, w.s.rules.leaves, w.s.devOf(at.path))
 		if notThere(err) {
 			continue
 		}
@@ -233,10 +229,4 @@ func (w *walker) scopedPart(sc *scope, paths []string, out []item) error {
 		}
 	}
 	return nil
-}
-
-func closeDir(fd int) {
-	if fd >= 0 {
-		unix.Close(fd)
-	}
 }
