@@ -79,13 +79,12 @@ const uploadWait = 10 * time.Minute
 // AgentCommand is the command line that becomes the agent in AgentPath, if
 // that is one of the programs of these digests, and otherwise says so
 // (wire.NoAgentError). They are BLAKE2b-256, which b2sum(1) takes a third of the
-// time for that sha256sum(1) does, and SHA-256 for nodes without the former. Of
-// each half goes, 128 bits: it tells programs apart, in a directory of root's.
+// time for that sha256sum(1) does, and SHA-256 for nodes without the former.
 // Whatever root's login shell is, and whatever it prints, sh does the work.
 func AgentCommand(programs ...digest.ID) string {
 	var sums []string
 	for _, id := range programs {
-		sums = append(sums, id.String()[:32]+"*")
+		sums = append(sums, id.String()+"*")
 	}
 	return `sh -c 'a=` + AgentPath + `; if test -f $a && test ! -L $a && test -x $a; then case "$( { b2sum -l256 || sha256sum; } <$a 2>/dev/null)" in ` + strings.Join(sums, "|") +
 		`) exec $a receive; esac; fi; ` + strings.ReplaceAll(wire.SayNoAgent(), "'", `'\''`) + `'`
