@@ -43,12 +43,20 @@ type Kernel struct {
 	Args []string `yaml:"args"`
 }
 
-// Local says, by patterns, which files that a node changed stay as they are and
-// which become what is pushed. Others refuse the push. The operator's --keep
-// and --take come first.
+// Local says, by patterns, which files that a node changed stay as they are,
+// which become what is pushed, and which get both changes. Others refuse the
+// push. The operator's --keep and --take come first.
 type Local struct {
-	Keep []string `yaml:"keep"`
-	Take []string `yaml:"take"`
+	Keep  []string `yaml:"keep"`
+	Take  []string `yaml:"take"`
+	Merge []Merge  `yaml:"merge"`
+}
+
+// Merge is a command for /bin/sh on the node that makes one file of three,
+// which BASE, LOCAL and NEW in its environment name, and prints it.
+type Merge struct {
+	Path    string `yaml:"path"` // a pattern
+	Command string `yaml:"command"`
 }
 
 // Retention says what a node keeps to go back to: so many generations, pinned
@@ -129,6 +137,14 @@ func (p *Profile) check(d *strict.Decoded) {
 			if _, err := pattern.Parse([]string{o}); err != nil {
 				d.Bad(fmt.Sprintf("%s[%d]", key, i), "%v", err)
 			}
+		}
+	}
+	for i, m := range p.Local.Merge {
+		if _, err := pattern.Parse([]string{m.Path}); err != nil || m.Path == "" {
+			d.Bad(fmt.Sprintf("local_changes.merge[%d].path", i), "%q is not a pattern such as /etc/ssh/sshd_config", m.Path)
+		}
+		if strings.TrimSpace(m.Command) == "" || strings.ContainsRune(m.Command, 0) {
+			d.Bad(fmt.Sprintf("local_changes.merge[%d].command", i), `a command is missing, such as diff3 -m "$LOCAL" "$BASE" "$NEW"`)
 		}
 	}
 	if p.Retention.Keep != 0 && p.Retention.Keep < 2 {

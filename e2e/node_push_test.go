@@ -16,6 +16,7 @@ func pushCases() map[string]func(*testing.T, *base) {
 		"conflicts":                   testConflicts,
 		"a damaged undo copy":         testDamagedUndo,
 		"dry run":                     testDryRun,
+		"merged by a command":         testMerged,
 	}
 }
 
@@ -164,4 +165,62 @@ func testDryRun(t *testing.T, b *base) {
 	if g := r.generations(); len(g) != 0 {
 		t.Errorf("a dry run made generations: %+v", g)
 	}
+}
+
+// A file that the node and the image changed, both, gets both changes where the
+// profile says by what command: with what the store has of the file before.
+func testMerged(t *testing.T, b *base) {
+	r := b.rig(t, "")
+	class := strings.ToUpper(r.name)
+	node := filepath.Join(r.site, "nodes", r.name+".yaml")
+	ok(t, os.WriteFile(node, []byte("classes: ["+class+"]\n"+read(t, node)), 0o644))
+	profile := func(command string) {
+		put(t, r.site, "profile/"+class+".yaml", "local_changes:\n  merge:\n  - {path: /etc/app.conf, command: '"+command+"'}\n")
+	}
+	profile(`diff3 -m "$LOCAL" "$BASE" "$NEW"`)
+	const given, mine, newer, both = "a\nb\nc\nd\ne\n", "A\nb\nc\nd\ne\n", "a\nb\nc\nd\nE\n", "A\nb\nc\nd\nE\n"
+	tree := copyTree(t, b.v1, filepath.Join(b.dir, r.name+"-image"))
+	image := func(tag, text string) string {
+		put(t, tree, "etc/app.conf", text)
+		name := "merge-" + r.name + ":" + tag
+		r.must("image", "capture", tree, name)
+		return name
+	}
+	one, two := image("1", given), image("2", newer)
+	three := image("3", "a\nb\nc\nD\nE\n")
+	conf := filepath.Join(r.node.root, "etc/app.conf")
+	r.must("push", one, r.name)
+	put(t, r.node.root, "etc/app.conf", mine)
+	dry := r.must("push", two, r.name, "--dry-run")
+	if want := `conflict "/etc/app.conf": changed on the node: merge`; !strings.Contains(dry.out, want) || read(t, conf) != mine {
+		t.Errorf("--dry-run does not show %q: %s", want, dry)
+	}
+	profile("echo here they are; exit 3")
+	r.fails(1, []string{`"etc/app.conf"`, "exit status 3", "hint:", "--keep"}, "push", two, r.name)
+	if got := read(t, conf); got != mine {
+		t.Errorf("after a merge that failed: %q", got)
+	}
+	profile(`diff3 -m "$LOCAL" "$BASE" "$NEW"`)
+	r.must("push", two, r.name)
+	if got := read(t, conf); got != both {
+		t.Errorf("merged: %q", got)
+	}
+	r.must("rollback", r.name)
+	if got := read(t, conf); got != mine {
+		t.Errorf("rolled back: %q", got)
+	}
+	r.must("push", three, r.name) // what the rollback brought back is still the node's own
+	if got, want := read(t, conf), "A\nb\nc\nD\nE\n"; got != want {
+		t.Errorf("merged after a rollback: %q, want %q", got, want)
+	}
+	// Where the store has lost what the file was nothing is merged, and it is said.
+	id := r.last().Image.String()
+	four := image("4", "a\nb\nc\nd\nF\n")
+	r.must("image", "rm", three)
+	ok(t, os.Remove(filepath.Join(r.site, ".ingot/store/manifests", id[:2], id+".zst")))
+	r.fails(1, []string{`"etc/app.conf"`, "what was given"}, "push", four, r.name)
+	if got, want := read(t, conf), "A\nb\nc\nD\nE\n"; got != want {
+		t.Errorf("after a merge without the file before: %q, want %q", got, want)
+	}
+	r.must("push", four, r.name, "--take", "/etc/app.conf")
 }

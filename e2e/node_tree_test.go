@@ -20,7 +20,7 @@ import (
 // programs are what a node has of this machine; with the libraries they need.
 func programs() []string {
 	return []string{"/usr/sbin/sshd", "/usr/lib/openssh/sftp-server", "/bin/bash", "/bin/dash", "/bin/busybox",
-		"/usr/bin/sha256sum", "/usr/bin/touch", "/usr/bin/stat", "/usr/bin/mkdir", "/usr/bin/mktemp", "/usr/bin/cat", "/usr/bin/rm", "/usr/bin/mv", "/usr/bin/chmod", "/usr/bin/sync", "/usr/bin/find", "/usr/bin/sleep", "/usr/bin/true", "/usr/bin/uname"}
+		"/usr/bin/sha256sum", "/usr/bin/touch", "/usr/bin/stat", "/usr/bin/mkdir", "/usr/bin/mktemp", "/usr/bin/cat", "/usr/bin/rm", "/usr/bin/mv", "/usr/bin/chmod", "/usr/bin/sync", "/usr/bin/find", "/usr/bin/sleep", "/usr/bin/true", "/usr/bin/uname", "/usr/bin/diff", "/usr/bin/diff3"}
 }
 
 // plantTree makes the tree of a small machine that has a real sshd and a

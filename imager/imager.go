@@ -33,6 +33,13 @@ type Store interface {
 	Missing(ctx context.Context, ids []digest.ID) ([]digest.ID, error)
 }
 
+// Lost is what a node was given before, as far as there still is of it.
+type Lost interface {
+	Store
+	// Foreign lists those of ids that it was never given.
+	Foreign(ctx context.Context, ids []digest.ID) ([]digest.ID, error)
+}
+
 // Talk is what the caller of a push or a rollback hears, and decides.
 type Talk struct {
 	Kept     func([]wire.Generation) error // what the node keeps, before anything is planned; may be nil
@@ -49,6 +56,7 @@ type Target struct {
 	// manifest, where that cannot be done.
 	Base   func(wire.Made) *manifest.Manifest
 	Source Source
+	Lost   Lost // what the node may ask for again, to merge it with its own; nil: nothing
 }
 
 // Push makes the tree that the agent at the other end of c sees equal to
@@ -69,7 +77,7 @@ func Push(ctx context.Context, c *wire.Conn, req wire.Request, target Target, ta
 	if err != nil {
 		return wire.Plan{}, wire.Done{}, err
 	}
-	give := giver{c: c, source: target.Source, mayHave: sync.OnceValues(func() (map[digest.ID]bool, error) {
+	give := giver{c: c, source: target.Source, lost: target.Lost, mayHave: sync.OnceValues(func() (map[digest.ID]bool, error) {
 		m, err := target.Manifest()
 		if err != nil {
 			return nil, err
@@ -194,6 +202,7 @@ type giver struct {
 	c       *wire.Conn
 	source  Source
 	mayHave func() (map[digest.ID]bool, error) // what it may ask for
+	lost    Lost                               // what else; nil: nothing
 	has     func() map[digest.ID]bool          // what it was given before: nothing else is compared with what it asks for
 }
 
@@ -206,14 +215,62 @@ func (g *giver) answer(ctx context.Context, f wire.Frame) error {
 	if f.Kind == wire.KindLike {
 		return g.differences(ctx, f, theirs)
 	}
-	ids, err := g.c.IDsUpTo(f, len(theirs))
-	if err == nil {
-		err = allowed(ids, theirs)
-	}
+	ids, err := g.c.IDsUpTo(f, len(theirs)+maxLost)
 	if err != nil {
 		return err
 	}
-	return sendChunks(ctx, g.c, ids, g.source)
+	ours, rest := split(ids, theirs)
+	foreign := rest
+	if g.lost != nil && len(rest) > 0 {
+		if foreign, err = g.lost.Foreign(ctx, rest); err != nil {
+			return err
+		}
+	}
+	if err := allowed(foreign, theirs); err != nil {
+		return err
+	}
+	s := g.c.Stream()
+	if err := g.source.Fetch(ctx, ours, s.Add); err != nil {
+		return fmt.Errorf("read the image: %w", err)
+	}
+	if len(rest) > 0 {
+		if err := fetchLost(ctx, rest, g.lost, s.Add); err != nil {
+			return err
+		}
+	}
+	return s.End()
+}
+
+// split parts what is in a set from what is not.
+func split(ids []digest.ID, set map[digest.ID]bool) (in, out []digest.ID) {
+	for _, id := range ids {
+		if set[id] {
+			in = append(in, id)
+		} else {
+			out = append(out, id)
+		}
+	}
+	return in, out
+}
+
+// maxLost bounds the chunks that a node may ask for again in one question.
+const maxLost = 64 << 10
+
+// fetchLost fetches those of ids that src has.
+func fetchLost(ctx context.Context, ids []digest.ID, src Store, fn func(digest.ID, []byte) error) error {
+	missing, err := src.Missing(ctx, ids)
+	if err != nil {
+		return err
+	}
+	lost := map[digest.ID]bool{}
+	for _, id := range missing {
+		lost[id] = true
+	}
+	ids = slices.DeleteFunc(ids, func(id digest.ID) bool { return lost[id] })
+	if err := src.Fetch(ctx, ids, fn); err != nil {
+		return fmt.Errorf("read what the node had: %w", err)
+	}
+	return nil
 }
 
 func allowed(ids []digest.ID, theirs map[digest.ID]bool) error {
@@ -273,14 +330,6 @@ func (g *giver) read(ctx context.Context, group wire.Group) (like, wanted []byte
 	return join(group.Like), join(group.Wanted), true, nil
 }
 
-func sendChunks(ctx context.Context, c *wire.Conn, ids []digest.ID, src Source) error {
-	s := c.Stream()
-	if err := src.Fetch(ctx, ids, s.Add); err != nil {
-		return fmt.Errorf("read the image: %w", err)
-	}
-	return s.End()
-}
-
 // Rollback takes the node back to generation req.To, or to the one before.
 // Chunks that the node lost come from src; those that src lacks are not sent,
 // and the node says what that means.
@@ -304,16 +353,11 @@ func Rollback(ctx context.Context, c *wire.Conn, req wire.Request, src Store, ta
 		if err != nil {
 			return err
 		}
-		missing, err := src.Missing(ctx, ids)
-		if err != nil {
+		s := c.Stream()
+		if err := fetchLost(ctx, ids, src, s.Add); err != nil {
 			return err
 		}
-		lost := map[digest.ID]bool{}
-		for _, id := range missing {
-			lost[id] = true
-		}
-		ids = slices.DeleteFunc(ids, func(id digest.ID) bool { return lost[id] })
-		return sendChunks(ctx, c, ids, src)
+		return s.End()
 	})
 }
 

@@ -56,11 +56,13 @@ type rules struct {
 	derived map[string]bool
 	never   pattern.List // a rollback leaves these as they are
 	policy  Policy
-	only    func(path string) bool // what is compared; nil: everything
-	part    *part                  // nil: the whole tree
-	vols    volumes                // file systems that take part; empty: only that of the top
-	aside   map[string]string      // mount points that take no part: why
-	idle    []string               // of these, those that might, were something of the change in them
+	given   map[string]*entry.Entry // paths whose record is the node's own making (Generation.Local): what the target gave, nil for nothing
+	unknown bool                    // what the target gave is not known
+	only    func(path string) bool  // what is compared; nil: everything
+	part    *part                   // nil: the whole tree
+	vols    volumes                 // file systems that take part; empty: only that of the top
+	aside   map[string]string       // mount points that take no part: why
+	idle    []string                // of these, those that might, were something of the change in them
 }
 
 // because says why a mount takes no part.
@@ -247,32 +249,62 @@ func (c *comparison) leave(w *row) {
 
 // conflict applies the policy to a local change.
 func (c *comparison) conflict(w *row) {
-	k := Conflict{Path: w.path, Kind: c.kind(w), Base: w.b, Target: w.t, Action: c.rules.policy.decide(w.path)}
+	base, local := c.rules.given[w.path]
+	if !local {
+		base = w.b
+	}
+	action, command := c.rules.policy.decide(w.path)
+	k := Conflict{Path: w.path, Kind: c.kind(w, base, local), Base: base, Target: w.t, Action: action}
 	if w.l != nil {
 		k.Now = w.l.Entry
 	}
-	k.Both = w.b == nil && w.t != nil || w.b != nil && (w.t == nil || !sameEntry(c.base, w.b, c.target, w.t))
+	k.Both = base == nil && w.t != nil || base != nil && (w.t == nil || !sameEntry(c.base, base, c.target, w.t))
+	var merge *merging
+	switch {
+	case action != Merge:
+	case !k.Both:
+		k.Action = Keep
+	default:
+		if merge, k.Why = c.mergeOf(w, base, command); merge == nil {
+			k.Action = Refuse
+		}
+	}
 	c.plan.Conflicts = append(c.plan.Conflicts, k)
 	w.done = w.t
-	if k.Action == Take {
+	switch {
+	case merge != nil:
+		w.goal, w.done = merge.goal, merge.goal
+		c.plan.merges = append(c.plan.merges, merge)
+		c.plan.Generation.Local = append(c.plan.Generation.Local, Path(w.path))
+		return
+	case k.Action == Take:
 		w.goal = w.t
 		return
 	}
 	w.keep()
-	if k.Action == Keep {
-		c.plan.Generation.Kept = append(c.plan.Generation.Kept, Path(w.path))
+	if k.Action == Refuse {
+		return
+	}
+	c.plan.Generation.Kept = append(c.plan.Generation.Kept, Path(w.path))
+	if local {
+		w.done, w.doneNow = w.goal, true
+		c.plan.Generation.Local = append(c.plan.Generation.Local, Path(w.path))
 	}
 }
 
-func (c *comparison) kind(w *row) ConflictKind {
+// kind says what the node did to base; where that is not what the record has,
+// what became of it in content only reading could tell.
+func (c *comparison) kind(w *row, base *entry.Entry, local bool) ConflictKind {
 	switch {
 	case w.l == nil:
 		return LocalDelete
-	case w.b == nil:
+	case base == nil && local && c.rules.unknown:
+		return LocalChange
+	case base == nil:
 		return LocalAdd
-	case w.l.Type != w.b.Type:
+	case w.l.Type != base.Type:
 		return LocalType
-	case c.sameBut(w.l, w.b, w.l.sameBase):
+	case !local && c.sameBut(w.l, base, w.l.sameBase):
 		return LocalMeta
 	}
 	return LocalChange
@@ -295,6 +327,9 @@ func (c *comparison) isTarget(w *row) bool {
 
 // changed reports whether the node made the path something else than it was given.
 func (c *comparison) changed(w *row) bool {
+	if _, local := c.rules.given[w.path]; local {
+		return true
+	}
 	if w.l == nil || w.b == nil {
 		return w.l != nil || w.b != nil
 	}

@@ -351,6 +351,9 @@ type localReader struct {
 // chunk returns a chunk, nil when it is not there (any more). It is good until
 // the next call.
 func (r *localReader) chunk(p *Plan, c entry.Chunk) []byte {
+	if b, ok := p.made[c.ID]; ok {
+		return b
+	}
 	at, ok := p.local[c.ID]
 	if !ok || at.size != c.Size {
 		return nil

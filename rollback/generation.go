@@ -48,6 +48,8 @@ type Generation struct {
 	Pinned   bool      `json:"pinned,omitempty"`       // never retired
 	Changes  int       `json:"changes,omitempty"`      // steps of the switch that made it
 	Kept     []Path    `json:"kept_changes,omitempty"` // local changes that were kept by policy
+	Local    []Path    `json:"local,omitempty"`        // where the record is what the node made, not what its target gave: merged, or brought back
+	Before   []Path    `json:"local_before,omitempty"` // what the node had changed of the generation before
 	Owned    []string  `json:"node_owned,omitempty"`   // the profile's node-owned patterns
 	Never    []string  `json:"never_roll_back,omitempty"`
 

@@ -51,6 +51,9 @@ func (n *Node) Plan(ctx context.Context, t Target) (*Plan, error) {
 		}
 		cache = n.readCache(g, base)
 	}
+	if err := r.gave(n, &g); err != nil {
+		return nil, fmt.Errorf("plan: %w", err)
+	}
 	target, top := t.Manifest, ""
 	var sc *scope
 	if t.Within != "" {
@@ -84,10 +87,15 @@ func (n *Node) Plan(ctx context.Context, t Target) (*Plan, error) {
 	if g.OnTrial() && !p.Empty() {
 		return nil, fmt.Errorf("plan: %w", &TrialError{g})
 	}
-	kept := p.Generation.Kept
+	kept, local := p.Generation.Kept, p.Generation.Local
+	for _, path := range g.Local {
+		if r.part != nil && (!r.part.has(string(path)) || r.part.above(string(path))) {
+			local = append(local, path)
+		}
+	}
 	p.Generation = Generation{Image: t.Image, ImageID: t.ImageID, Overlay: t.Overlay, Mode: t.Mode,
 		Within: Path(t.Within), Exact: t.Exact, Covers: known.with(top),
-		By: t.By, Result: "switched", Derived: g.Derived, Kept: kept, Owned: t.NodeOwned.Strings(), Never: t.Never.Strings(), Retention: n.retention(&g)}
+		By: t.By, Result: "switched", Derived: g.Derived, Kept: kept, Local: local, Owned: t.NodeOwned.Strings(), Never: t.Never.Strings(), Retention: n.retention(&g)}
 	switch {
 	case t.Within == "":
 		p.target = t.Manifest
@@ -239,7 +247,7 @@ func (n *Node) planBack(ctx context.Context, g, dest Generation, base, target *i
 	if err != nil {
 		return nil, fmt.Errorf("plan rollback: %w", err)
 	}
-	r := &rules{leaves: leaves{owned: owned, volatile: volatile(g.Exact && dest.Exact)}, policy: policy, derived: map[string]bool{}, never: never}
+	r := &rules{leaves: leaves{owned: owned, volatile: volatile(g.Exact && dest.Exact)}, policy: policy.unmerged(), derived: map[string]bool{}, never: never}
 	s := &scanner{n: n, rules: r, base: base, target: target, cache: n.readCache(g, base.m)}
 	split, err := s.volumes(&g)
 	if err != nil {
@@ -259,6 +267,10 @@ func (n *Node) planBack(ctx context.Context, g, dest Generation, base, target *i
 	p.Generation.Pinned, p.Generation.By, p.Generation.Kept = false, by, kept
 	p.Generation.Trial, p.Generation.Health, p.Generation.Reason = nil, nil, ""
 	p.Generation.Covers, p.Generation.Never, p.Generation.Retention = g.Covers, g.Never, n.retention(&g)
+	p.Generation.Before = nil
+	if p.Generation.Local, err = n.localIn(dest, g.Number, never); err != nil {
+		return nil, fmt.Errorf("plan rollback: %w", err)
+	}
 	p.Generation.Of, p.Generation.To, p.Generation.Result = g.Number, dest.Number, "rolled back"
 	p.Generation.Note = fmt.Sprintf("rollback of %d to %d", g.Number, dest.Number)
 	p.Notes = append(p.Notes, split...)
@@ -277,7 +289,7 @@ func (n *Node) planBack(ctx context.Context, g, dest Generation, base, target *i
 func (n *Node) finish(ctx context.Context, p *Plan, l *live, s *scanner) error {
 	p.Generation.Changes = len(p.Steps)
 	p.live, p.scan = l, s
-	if !p.Empty() {
+	if !p.Empty() && len(p.merges) == 0 { // what is merged is known when it is staged
 		if err := p.records(); err != nil {
 			return fmt.Errorf("plan: %w", err)
 		}
@@ -318,6 +330,11 @@ func (n *Node) sources(ctx context.Context, p *Plan, l *live, s *scanner) error 
 			}
 		}
 	}
+	for _, m := range p.merges {
+		for _, c := range m.base.Chunks {
+			want[c.ID] = c.Size
+		}
+	}
 	p.local = map[digest.ID]place{}
 	lives := l.items
 	for i := range s.base.m.Entries {
@@ -339,18 +356,22 @@ func (n *Node) sources(ctx context.Context, p *Plan, l *live, s *scanner) error 
 	if err := n.offerStages(ctx, p, want); err != nil {
 		return err
 	}
-	for i := range p.Steps {
-		st := &p.Steps[i]
-		if !p.builds(st) {
-			continue
-		}
-		for _, c := range st.content.Chunks {
+	need := func(e *entry.Entry) {
+		for _, c := range e.Chunks {
 			if _, ok := p.local[c.ID]; !ok && want[c.ID] != 0 {
 				p.Need = append(p.Need, c.ID)
 				p.NeedBytes += int64(c.Size)
 				delete(want, c.ID)
 			}
 		}
+	}
+	for i := range p.Steps {
+		if st := &p.Steps[i]; p.builds(st) {
+			need(st.content)
+		}
+	}
+	for _, m := range p.merges {
+		need(m.base)
 	}
 	return nil
 }

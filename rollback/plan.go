@@ -44,6 +44,7 @@ type Target struct {
 type Policy struct {
 	Keep    pattern.List // stay as they are; wins over Take
 	Take    pattern.List // become what the target says; the local version stays in the generation
+	Merge   []Merger     // changed by both sides: become what a command makes of them; by the node alone: stay
 	Usual   *Policy      // of the others, such as what a profile says; nil: Default decides
 	Default Action       // the zero value refuses
 }
@@ -56,20 +57,38 @@ const (
 	Refuse Action = iota
 	Keep
 	Take
+	Merge
 )
 
-func (a Action) String() string { return [...]string{"refuse", "keep", "take"}[a] }
+func (a Action) String() string { return [...]string{"refuse", "keep", "take", "merge"}[a] }
 
-func (p Policy) decide(path string) Action {
+// decide says what becomes of a path, and of one to be merged by what command.
+func (p Policy) decide(path string) (Action, string) {
 	switch {
 	case p.Keep.Match(path):
-		return Keep
+		return Keep, ""
 	case p.Take.Match(path):
-		return Take
-	case p.Usual != nil:
+		return Take, ""
+	}
+	for _, m := range p.Merge {
+		if m.Paths.Match(path) {
+			return Merge, m.Command
+		}
+	}
+	if p.Usual != nil {
 		return p.Usual.decide(path)
 	}
-	return p.Default
+	return p.Default, ""
+}
+
+// unmerged is the policy without merging: the way back leads to what was.
+func (p Policy) unmerged() Policy {
+	p.Merge = nil
+	if p.Usual != nil {
+		usual := p.Usual.unmerged()
+		p.Usual = &usual
+	}
+	return p
 }
 
 // Kind is what a step does.
@@ -126,8 +145,21 @@ type Conflict struct {
 	Kind   ConflictKind
 	Both   bool   // the target changed it too; otherwise only the node did
 	Action Action // what the policy says
+	Why    string // refused although it is to be merged: why
 
 	Base, Now, Target *entry.Entry // what it was given, has, is to get; nil for nothing
+}
+
+// Does is the action, and why not the one that was asked for.
+func (c Conflict) Does() string {
+	return c.Action.String() + c.unmerged()
+}
+
+func (c Conflict) unmerged() string {
+	if c.Why == "" {
+		return ""
+	}
+	return " (cannot be merged: " + c.Why + ")"
 }
 
 func (c Conflict) String() string {
@@ -135,7 +167,7 @@ func (c Conflict) String() string {
 	if c.Both {
 		who = "by the node and by the target"
 	}
-	return fmt.Sprintf("%q %s %s: %s", c.Path, c.Kind, who, c.Action)
+	return fmt.Sprintf("%q %s %s: %s", c.Path, c.Kind, who, c.Does())
 }
 
 // Note is something that a person should know about a plan.
@@ -175,14 +207,16 @@ type Plan struct {
 	base   *index
 	live   *live // what the scan found
 	scan   *scanner
-	known  states              // of the inodes that hold what done says
-	afresh []int32             // entries of done that the switch makes or changes: their states are to be looked up
-	links  map[int]undoFile    // slot -> undo copy that becomes the file
-	undo   *undoIndex          // what the generations keep; nil when nothing was looked for
-	used   []undoFile          // undo copies that are no longer such afterwards
-	local  map[digest.ID]place // where chunks are found on the node
-	adopt  map[int]leftover    // slot -> file of an interrupted stage that becomes it
-	id     string              // of the stage; set by Stage
+	known  states               // of the inodes that hold what done says
+	afresh []int32              // entries of done that the switch makes or changes: their states are to be looked up
+	links  map[int]undoFile     // slot -> undo copy that becomes the file
+	undo   *undoIndex           // what the generations keep; nil when nothing was looked for
+	used   []undoFile           // undo copies that are no longer such afterwards
+	local  map[digest.ID]place  // where chunks are found on the node
+	adopt  map[int]leftover     // slot -> file of an interrupted stage that becomes it
+	merges []*merging           // files that Stage has commands make
+	made   map[digest.ID][]byte // chunks of these
+	id     string               // of the stage; set by Stage
 }
 
 // Empty reports whether the tree is already what the plan wants.
@@ -211,7 +245,7 @@ type ConflictError struct{ Conflicts []Conflict }
 
 func (e *ConflictError) Error() string {
 	return fmt.Sprintf("%d paths changed on the node and the policy keeps or takes none of them: %s",
-		len(e.Conflicts), some(e.Conflicts, func(c Conflict) string { return fmt.Sprintf("%q %s", c.Path, c.Kind) }))
+		len(e.Conflicts), some(e.Conflicts, func(c Conflict) string { return fmt.Sprintf("%q %s%s", c.Path, c.Kind, c.unmerged()) }))
 }
 
 // Is makes it an ErrConflict.

@@ -13,12 +13,19 @@ func TestPolicyOrder(t *testing.T) {
 	usual := &Policy{Keep: must(t, "/etc/keep/**"), Take: must(t, "/etc/take/**")}
 	p := Policy{Keep: must(t, "/etc/take/mine"), Take: must(t, "/etc/keep/theirs"), Usual: usual}
 	for path, want := range map[string]Action{"etc/keep/x": Keep, "etc/take/x": Take, "etc/take/mine": Keep, "etc/keep/theirs": Take, "etc/other": Refuse} {
-		if got := p.decide(path); got != want {
+		if got, _ := p.decide(path); got != want {
 			t.Errorf("%s: %v, want %v", path, got, want)
 		}
 	}
-	usual.Default = Take
-	if got := p.decide("etc/other"); got != Take {
+	usual.Merge = []Merger{{must(t, "/etc/**"), "cat"}}
+	if got, command := p.decide("etc/other"); got != Merge || command != "cat" {
+		t.Errorf("what is to be merged: %v, %q", got, command)
+	}
+	if got, _ := p.unmerged().decide("etc/other"); got != Refuse {
+		t.Errorf("on the way back: %v", got)
+	}
+	usual.Merge, usual.Default = nil, Take
+	if got, _ := p.decide("etc/other"); got != Take {
 		t.Errorf("the default of the profile: %v", got)
 	}
 }

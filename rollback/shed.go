@@ -39,7 +39,7 @@ func (p *Plan) shed() {
 			own(e)
 		}
 	}
-	p.target, p.left, p.base, p.live, p.scan, p.undo = nil, nil, nil, nil, nil, nil
+	p.target, p.left, p.base, p.live, p.scan, p.undo, p.merges = nil, nil, nil, nil, nil, nil, nil
 }
 
 // likeOf returns what a file that is to be built is probably much like: what it

@@ -45,6 +45,9 @@ func (n *Node) stage(ctx context.Context, p *Plan, src Source) error {
 	if err := r.fits(p); err != nil {
 		return err
 	}
+	if err := n.merge(ctx, p, src); err != nil {
+		return err
+	}
 	if err := p.records(); err != nil {
 		return err
 	}
@@ -160,9 +163,15 @@ func (n *Node) stageLeft(p *Plan, dir string) error {
 }
 
 // stageTarget begins the record of the new generation with its target. A
-// rollback takes that of the generation it goes back to.
+// rollback takes that of the generation it goes back to: as it is, which is a
+// delta to what that one keeps, or anew where the next push cannot do without.
 func (n *Node) stageTarget(p *Plan, dir string) error {
 	err := n.sys.mkdir(n.top, dir, 0o700)
+	if err == nil && p.To != 0 && len(p.Generation.Local) > 0 {
+		if p.target, _, err = n.Known(p.Generation.Target); err != nil {
+			return err
+		}
+	}
 	switch {
 	case err != nil:
 	case p.target != nil:

@@ -153,6 +153,11 @@ func (c *comparison) timeSteps(real *int) []Step {
 // record builds the manifest that the new generation was given, and the one
 // that the old generation is left with.
 func (c *comparison) record() {
+	for i := range c.rows {
+		if w := &c.rows[i]; w.alone == "" && !c.rules.derived[w.path] && !c.rules.never.Match(w.path) && c.changed(w) {
+			c.plan.Generation.Before = append(c.plan.Generation.Before, Path(w.path))
+		}
+	}
 	if c.rules.part == nil && c.every(c.target, func(w *row) bool {
 		if w.done != nil && w.doneNow {
 			return c.now(w.l) == w.t

@@ -167,6 +167,13 @@ func policyOf(keep, take []string, usual wire.Local) (rollback.Policy, error) {
 			return p, usageError{fmt.Sprintf("%s: %v", x.what, err)}
 		}
 	}
+	for _, m := range usual.Merge {
+		paths, err := pattern.Parse([]string{m.Path})
+		if err != nil {
+			return p, usageError{fmt.Sprintf("local_changes: merge: %v", err)}
+		}
+		p.Usual.Merge = append(p.Usual.Merge, rollback.Merger{Paths: paths, Command: m.Command})
+	}
 	return p, nil
 }
 
@@ -309,7 +316,7 @@ func summary(p *rollback.Plan) wire.Plan {
 		out.Changes = append(out.Changes, wire.Change{Path: c.Path, Kind: c.Kind.String(), Why: c.Why, OldSize: c.OldSize, NewSize: c.NewSize})
 	}
 	for _, c := range p.Conflicts {
-		out.Conflicts = append(out.Conflicts, wire.Change{Path: c.Path, Kind: string(c.Kind), Why: c.Action.String()})
+		out.Conflicts = append(out.Conflicts, wire.Change{Path: c.Path, Kind: string(c.Kind), Why: c.Does()})
 	}
 	return out
 }

@@ -41,7 +41,10 @@ func afterOf(ctx context.Context, w *world, n *site.Node, profile *classes.Profi
 		host = n.Name // as it is dialled
 	}
 	a := &aftercare{units: units.Policy{Restart: profile.Restart, Except: profile.RestartExcept},
-		never: profile.Never, local: wire.Local(profile.Local)}
+		never: profile.Never, local: wire.Local{Keep: profile.Local.Keep, Take: profile.Local.Take}}
+	for _, m := range profile.Local.Merge {
+		a.local.Merge = append(a.local.Merge, wire.Merge(m))
+	}
 	a.keep.Generations = profile.Retention.Keep
 	a.keep.Bytes, _ = profile.Retention.Bytes() // judged when the profile was read
 	a.node, a.control = health.Split(profile.Check, host)

@@ -116,27 +116,37 @@ type lostSource struct {
 	node *site.Node
 	own  map[digest.ID][]byte // of the overlay
 	all  map[digest.ID]bool   // nil: not looked for
+	gone bool                 // an image that it was given is not there any more
 }
 
 // Missing implements imager.Store.
 func (l *lostSource) Missing(ctx context.Context, ids []digest.ID) ([]digest.ID, error) {
+	missing, err := l.other(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	rest := slices.DeleteFunc(slices.Clone(ids), func(id digest.ID) bool { return l.own[id] != nil || !l.all[id] })
+	gone, err := l.w.images.Missing(ctx, rest)
+	return append(missing, gone...), err
+}
+
+// Foreign implements imager.Lost. Where an image is gone nobody knows what was in it.
+func (l *lostSource) Foreign(ctx context.Context, ids []digest.ID) ([]digest.ID, error) {
+	other, err := l.other(ctx, ids)
+	if l.gone {
+		return nil, err
+	}
+	return other, err
+}
+
+// other lists those of ids that are not known to be the node's.
+func (l *lostSource) other(ctx context.Context, ids []digest.ID) ([]digest.ID, error) {
 	if l.all == nil {
 		if err := l.look(ctx); err != nil {
 			return nil, err
 		}
 	}
-	var missing, rest []digest.ID
-	for _, id := range ids {
-		switch {
-		case l.own[id] != nil:
-		case l.all[id]:
-			rest = append(rest, id)
-		default:
-			missing = append(missing, id)
-		}
-	}
-	gone, err := l.w.images.Missing(ctx, rest)
-	return append(missing, gone...), err
+	return slices.DeleteFunc(slices.Clone(ids), func(id digest.ID) bool { return l.own[id] != nil || l.all[id] }), nil
 }
 
 // Fetch implements imager.Store.
@@ -171,7 +181,8 @@ func (l *lostSource) look(ctx context.Context) error {
 			return ctx.Err()
 		}
 		if err != nil {
-			continue // it was removed, or is damaged: then it has nothing to give
+			l.gone = true // removed, or damaged: it has nothing to give
+			continue
 		}
 		for _, c := range store.Chunks(m) {
 			l.all[c] = true

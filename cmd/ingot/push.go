@@ -111,6 +111,7 @@ func (p *program) push(c *cli.Context) error {
 		req := wire.Request{Dir: "/", By: operator(), Ref: t.ref, Image: t.image, Overlay: t.overlay, NodeOwned: t.nodeOwned, Laid: t.laid, Within: within}
 		p.policy(c, &req)
 		t.after.ask(&req)
+		t.Lost = &lostSource{w: w, node: n}
 		if !req.DryRun && within == "" { // who gets a part may not ask for the rest
 			if err := w.give(ctx, n.Name, t.image); err != nil {
 				return err

@@ -78,10 +78,18 @@ type Keep struct {
 	Bytes       int64 `json:"bytes,omitempty"`
 }
 
-// Local says which local changes stay and which the image replaces, by patterns.
+// Local says which local changes stay, which the image replaces, and which
+// files that both changed are merged, by patterns.
 type Local struct {
-	Keep []string `json:"keep,omitempty"`
-	Take []string `json:"take,omitempty"`
+	Keep  []string `json:"keep,omitempty"`
+	Take  []string `json:"take,omitempty"`
+	Merge []Merge  `json:"merge,omitempty"`
+}
+
+// Merge is a pattern, and the command that makes one file of three.
+type Merge struct {
+	Path    string `json:"path"`
+	Command string `json:"command"`
 }
 
 // Made names the target of a push and says what it was made of.
