@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -74,21 +75,28 @@ type over struct {
 }
 
 func (b *bench) onNode(ctx context.Context) error {
+	rsyncs := []string{"rsync", "rsync -z --zc=zstd"}
+	return b.withNode(ctx,
+		over{work: workPush, from: "A", to: "B", seen: true, tools: append(rsyncs, "ingot"), check: true},
+		over{work: workFirst, from: "A", to: "B", tools: []string{"ingot"}, check: true},
+		over{work: workNothing, from: "B", to: "B", nothing: true, seen: true, tools: append(rsyncs, "ingot", "ssh true")},
+		over{work: workFile, from: "A", to: oneFile, seen: true, tools: append(rsyncs, "ingot"), check: true},
+		over{work: workRename, from: beforeRename, to: afterRename, seen: true, tools: append(rsyncs, "ingot"), check: true})
+}
+
+func (b *bench) backOnNode(ctx context.Context) error {
+	return b.withNode(ctx, over{work: workBack, from: "B", to: "A", seen: true, tools: []string{"rsync from a full copy", "ingot rollback", "ingot"}, check: true})
+}
+
+// withNode does works on a node of their own.
+func (b *bench) withNode(ctx context.Context, works ...over) error {
 	if err := b.rack(ctx); err != nil {
 		return err
 	}
 	if _, err := b.ownedFile(); err != nil {
 		return err
 	}
-	rsyncs := []string{"rsync", "rsync -z --zc=zstd"}
-	for _, o := range []over{
-		{work: workPush, from: "A", to: "B", seen: true, tools: append(rsyncs, "ingot"), check: true},
-		{work: workFirst, from: "A", to: "B", tools: []string{"ingot"}, check: true},
-		{work: workNothing, from: "B", to: "B", nothing: true, seen: true, tools: append(rsyncs, "ingot", "ssh true")},
-		{work: workFile, from: "A", to: oneFile, seen: true, tools: append(rsyncs, "ingot"), check: true},
-		{work: workRename, from: beforeRename, to: afterRename, seen: true, tools: append(rsyncs, "ingot"), check: true},
-		{work: workBack, from: "B", to: "A", seen: true, tools: []string{"rsync from a full copy", "ingot rollback", "ingot"}, check: true},
-	} {
+	for _, o := range works {
 		if err := b.overSSH(ctx, o); err != nil {
 			return err
 		}
@@ -156,10 +164,14 @@ func (b *bench) memory(ctx context.Context, j job, r *row) error {
 	return err
 }
 
+// console runs a command on the node itself: nobody logs in.
+const console = `nsenter -t $PID -a `
+
 // nodeJob is what a tool does for a work on the node.
 func (b *bench) nodeJob(t string, o over) job {
 	env := []string{"TREE=" + b.treeDir(), "OWNED=" + filepath.Join(b.dir, "owned"), "SSH=ssh -F " + b.dir + "/ssh_config", "NODE=" + nodeName, "COPY=" + copyOnNode}
 	const rsync = `rsync -aHAX --numeric-ids --delete --exclude-from="$OWNED" `
+	env = append(env, "PID="+strconv.Itoa(b.node.cmd.Process.Pid))
 	j := job{tool: t, env: env}
 	switch t {
 	case "rsync":
@@ -167,12 +179,12 @@ func (b *bench) nodeJob(t string, o over) job {
 	case "rsync -z --zc=zstd":
 		j.run = rsync + `-z --zc=zstd -e "$SSH" "$TREE/" $NODE:/`
 	case "rsync from a full copy":
-		j.run = `$SSH $NODE rsync -aHAX --numeric-ids --delete --exclude-from=/run/owned $COPY/ /`
+		j.run = console + `rsync -aHAX --numeric-ids --delete --exclude-from=/run/owned $COPY/ /`
 	case "ssh true":
 		j.run = `$SSH $NODE true`
 	case "ingot":
 		if j.run = ingotSite + " push tree:" + o.to + " " + nodeName; o.work == workBack {
-			j.run = `$SSH $NODE /.ingot/agent rollback`
+			j.run = console + `/.ingot/agent rollback`
 		}
 	case "ingot rollback":
 		j.run = ingotSite + " rollback " + nodeName

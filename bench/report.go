@@ -234,7 +234,7 @@ func notes() map[string]string {
 		workNothing: "The node is B already. `ssh true` is what a login alone costs.",
 		workFile:    "One line is appended to /etc/services.",
 		workRename:  "/srv/release-1 becomes /srv/release-2: modules, headers, gcc, documentation and more of tree A were moved there before.",
-		workBack:    "`ingot` is `/.ingot/agent rollback` on the node, over one login like rsync, which has a full copy of A on the node's disk; `ingot rollback` is the same asked for from the controller.",
+		workBack:    "`ingot` is `/.ingot/agent rollback` on the node's console, as is rsync, which has a full copy of A on the node's disk; `ingot rollback` is the same asked for from the controller, over SSH.",
 	}
 }
 

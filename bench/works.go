@@ -30,7 +30,7 @@ type group struct {
 }
 
 func works() []group {
-	return []group{{"capture", (*bench).capture}, {"write", (*bench).write}, {"local", (*bench).local}, {"node", (*bench).onNode}}
+	return []group{{"capture", (*bench).capture}, {"write", (*bench).write}, {"local", (*bench).local}, {"node", (*bench).onNode}, {"back", (*bench).backOnNode}}
 }
 
 func workNames() []string {

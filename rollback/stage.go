@@ -154,6 +154,9 @@ func (n *Node) stageLeft(p *Plan, dir string) error {
 	if err != nil {
 		return err
 	}
+	if p.left == p.base.m && g.covers().all {
+		return nil
+	}
 	id := p.left.ID()
 	if id == g.Manifest {
 		return nil

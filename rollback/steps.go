@@ -173,10 +173,10 @@ func (c *comparison) record() {
 		case w.alone != "" && !c.hidden(w):
 			return true
 		case w.l != nil:
-			return c.now(w.l) == w.b
+			return c.now(w.l) == w.b || c.asRecorded(w)
 		}
 		return w.b == nil
-	}) {
+	}) && c.linkedAsRecorded() {
 		c.plan.left = c.base.m
 	} else {
 		c.plan.left = c.recordLeft()
@@ -201,6 +201,39 @@ func (c *comparison) now(l *item) *entry.Entry {
 		return &entry.Entry{} // its content is not the entry's own
 	}
 	return l.Entry
+}
+
+// asRecorded reports whether what is there is all that the record says, but for
+// links, although its inode is not in the state that was known.
+func (c *comparison) asRecorded(w *row) bool {
+	return w.b != nil && c.sameBut(w.l, w.b, w.l.sameBase) && entry.SameMeta(w.l.Entry, w.b)
+}
+
+// linkedAsRecorded reports whether the same names are those of one inode in the
+// record and in the tree, among what is compared.
+func (c *comparison) linkedAsRecorded() bool {
+	roots, inodes, heads := map[inode]string{}, map[string]inode{}, map[string]bool{}
+	for i := range c.rows {
+		w := &c.rows[i]
+		if w.l == nil || w.b == nil || w.alone != "" || !w.l.Type.Linkable() || w.b.Link == "" && w.l.stat.Nlink <= 1 {
+			continue
+		}
+		root, ino := rootOf(w.b), inodeOf(w.l.stat)
+		if had, ok := roots[ino]; ok && had != root {
+			return false
+		}
+		if had, ok := inodes[root]; ok && had != ino {
+			return false
+		}
+		roots[ino], inodes[root] = root, ino
+		heads[w.path] = true
+	}
+	for root := range inodes {
+		if !heads[root] {
+			return false
+		}
+	}
+	return true
 }
 
 func (c *comparison) recordDone() *manifest.Manifest {

@@ -318,6 +318,9 @@ func (r *runner) step(s *jstep, at *openDir) error {
 	if st.Ino != s.old.ino || !r.vols[s.vol].isOn(st) {
 		return ErrChanged
 	}
+	if sameButTime(&s.old.Entry, &s.new.Entry) {
+		return sys.times(dir, name, s.new.ModTime)
+	}
 	return sys.setMeta(dir, name, &s.new.Entry)
 }
 

@@ -3,6 +3,7 @@ package rollback
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -113,4 +114,53 @@ func TestRemember(t *testing.T) {
 		t.Errorf("conflicts %v, want the attribute", p.Conflicts)
 	}
 	n.Remember(p)
+}
+
+// What a generation is left with is recorded where only the links of files
+// differ, whose content and metadata do not.
+func TestLinksOfWhatIsLeft(t *testing.T) {
+	for name, change := range map[string]func(w *world){
+		"parted": func(w *world) {
+			ok(t, exec.Command("cp", "-p", w.at("one"), w.at("x")).Run())
+			ok(t, os.Rename(w.at("x"), w.at("one")))
+		},
+		"the first of three parted": func(w *world) {
+			ok(t, exec.Command("cp", "-p", w.at("a1"), w.at("x")).Run())
+			ok(t, os.Rename(w.at("x"), w.at("a1")))
+		},
+		"linked":           func(w *world) { ok(t, os.Remove(w.at("same2"))); ok(t, os.Link(w.at("same1"), w.at("same2"))) },
+		"linked elsewhere": func(w *world) { ok(t, os.Remove(w.at("two"))); ok(t, os.Link(w.at("same1"), w.at("two"))) },
+		"not at all":       func(w *world) {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := tiny(t, func(dir string) { write(t, dir+"/prog", "new prog") })
+			for _, dir := range []string{w.old, w.dir} {
+				for _, f := range []string{"one", "a1", "same1", "same2"} {
+					write(t, dir+"/"+f, "all the same")
+					ts := []unix.Timespec{{Sec: 1e9}, {Sec: 1e9}}
+					ok(t, unix.UtimesNanoAt(unix.AT_FDCWD, dir+"/"+f, ts, 0))
+				}
+				ok(t, os.Link(dir+"/one", dir+"/two"))
+				ok(t, os.Link(dir+"/a1", dir+"/a2"))
+				ok(t, os.Link(dir+"/a1", dir+"/a3"))
+			}
+			w.mold = snapshot(t, w.old)
+			n := open(t, w.dir)
+			ok(t, n.Record(bg(), Generation{Result: "installed"}, w.mold, w.mold, nil))
+			st, err := os.Stat(w.dir)
+			ok(t, err)
+			change(w)
+			ok(t, os.Chtimes(w.dir, st.ModTime(), st.ModTime())) // nothing but the links tells
+			before := snapshot(t, w.dir)
+			goal := w.goal()
+			goal.Policy.Default = Take
+			ok(t, errOf(push(n, goal, w.src)))
+			w.isNew("pushed")
+			if left := n.exists(genDir(1, "left")); left == (name == "not at all") {
+				t.Errorf("what was left is recorded: %v", left)
+			}
+			w.back(n, 0)
+			same(t, "back", before, snapshot(t, w.dir))
+		})
+	}
 }
