@@ -159,10 +159,14 @@ func (n *Node) mergeIn(ctx context.Context, p *Plan, dir string, have map[digest
 	if err := n.makeDirs(in("stage"), dir); err != nil {
 		return nil, err
 	}
+	abs, err := filepath.Abs(filepath.Join(n.path, dir)) // commands run in /
+	if err != nil {
+		return nil, err
+	}
 	var made [][]byte
 	failed := &MergeError{}
 	for _, m := range p.merges {
-		out, err := n.mergeOne(ctx, m, filepath.Join(n.path, dir), have)
+		out, err := n.mergeOne(ctx, m, abs, have)
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
