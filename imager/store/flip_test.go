@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"reflect"
+	"runtime"
 	"testing"
 
 	"ingot/internal/digest"
@@ -114,9 +115,35 @@ func FuzzStoredManifest(f *testing.F) {
 	id := digest.Of(raw)
 	f.Add(appendCheck(s.enc.EncodeAll(raw, nil)))
 	f.Add(s.enc.EncodeAll(raw, nil))
+	f.Add([]byte(claimsMuch))
 	f.Fuzz(func(t *testing.T, stored []byte) {
 		if got, err := UnpackManifest(id, stored); err == nil && !bytes.Equal(got, raw) {
 			t.Fatalf("%q", got)
 		}
 	})
+}
+
+// claimsMuch is a frame of 13 bytes that says it holds 808 MB.
+const claimsMuch = "(\xb5/\xfd\x94$$$\x13000A"
+
+// What a stored manifest claims to hold costs no memory where it cannot.
+func TestAManifestThatClaimsMuch(t *testing.T) {
+	raw := []byte("a manifest")
+	good := NewMem().enc.EncodeAll(raw, nil)
+	for name, stored := range map[string][]byte{"alone": []byte(claimsMuch), "behind another": append(bytes.Clone(good), claimsMuch...)} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := UnpackManifest(digest.Of(raw), stored)
+		runtime.ReadMemStats(&after)
+		if grown := after.TotalAlloc - before.TotalAlloc; err == nil || grown > 32<<20 {
+			t.Errorf("%s: %v, with %d bytes of memory", name, err, grown)
+		}
+	}
+	if got, err := UnpackManifest(digest.Of(raw), good); err != nil || !bytes.Equal(got, raw) {
+		t.Errorf("%q, %v", got, err)
+	}
+	large := bytes.Repeat([]byte("x"), 64<<20) // as dense as a frame can be
+	if got, err := UnpackManifest(digest.Of(large), NewMem().enc.EncodeAll(large, nil)); err != nil || !bytes.Equal(got, large) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
+
 	"ingot/internal/digest"
 	"ingot/internal/manifest"
 )
@@ -95,14 +97,10 @@ func (s *Store) readManifest(ctx context.Context, id digest.ID) (stored, raw []b
 // UnpackManifest decompresses what RawManifest returned and checks that it is
 // the manifest id: what manifest.Decode reads.
 func UnpackManifest(id digest.ID, stored []byte) ([]byte, error) {
-	dec, err := newDecoder(1, maxManifest)
-	if err != nil {
-		return nil, err
-	}
-	defer dec.Close()
 	var raw []byte
-	if err = checkStored(stored); err == nil {
-		raw, err = dec.DecodeAll(stored, nil)
+	err := checkStored(stored)
+	if err == nil {
+		raw, err = inflateWhole(stored, maxManifest)
 	}
 	if err != nil {
 		return nil, &CorruptError{ID: id, Where: manifestName(id), Err: err}
@@ -111,6 +109,26 @@ func UnpackManifest(id digest.ID, stored []byte) ([]byte, error) {
 		return nil, &CorruptError{ID: id, Got: got, Where: manifestName(id)}
 	}
 	return raw, nil
+}
+
+// inflateWhole decompresses one frame that says how much it holds, with what may
+// be skipped behind it. What no frame of this length can hold costs no memory: a
+// block of 4 bytes at least gives 128 KiB at most (RFC 8878, 3.1.1.2).
+func inflateWhole(stored []byte, most uint64) ([]byte, error) {
+	var head zstd.Header
+	if err := head.Decode(stored); err != nil {
+		return nil, err
+	}
+	can := min(most, (uint64(len(stored))/4+1)<<17)
+	if head.Skippable || !head.HasFCS || head.FrameContentSize > can {
+		return nil, fmt.Errorf("a frame of %d bytes that claims to hold %d", len(stored), head.FrameContentSize)
+	}
+	dec, err := newDecoder(1, most, zstd.WithDecodeAllCapLimit(true))
+	if err != nil {
+		return nil, err
+	}
+	defer dec.Close()
+	return dec.DecodeAll(stored, make([]byte, 0, head.FrameContentSize))
 }
 
 // checkHead begins the skippable frame (RFC 8878, 3.1.2) that holds the digest

@@ -159,8 +159,8 @@ func newStore(b Backend) (*Store, error) {
 }
 
 // newDecoder returns a decoder that never makes more than limit bytes of one input.
-func newDecoder(parallel int, limit uint64) (*zstd.Decoder, error) {
-	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(parallel), zstd.WithDecoderMaxMemory(limit))
+func newDecoder(parallel int, limit uint64, more ...zstd.DOption) (*zstd.Decoder, error) {
+	return zstd.NewReader(nil, append(more, zstd.WithDecoderConcurrency(parallel), zstd.WithDecoderMaxMemory(limit))...)
 }
 
 // The names of objects.
