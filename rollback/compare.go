@@ -55,6 +55,7 @@ type rules struct {
 	seed    pattern.List
 	derived map[string]bool
 	never   pattern.List // a rollback leaves these as they are
+	modules []string     // directories of the running kernel's, which the target does not have
 	policy  Policy
 	given   map[string]*entry.Entry // paths whose record is the node's own making (Generation.Local): what the target gave, nil for nothing
 	unknown bool                    // what the target gave is not known
@@ -202,6 +203,8 @@ func (c *comparison) decide(w *row) {
 		c.keepNow(w, "made by the installation of this node: kept as it is")
 	case c.rules.never.Match(w.path):
 		c.keepNow(w, "never rolled back: stays as it is")
+	case c.rules.runs(w.path) && w.l != nil && !c.changed(w):
+		c.keepModule(w)
 	case c.isTarget(w) || !c.changed(w):
 		w.goal, w.done = w.t, w.t
 	default:

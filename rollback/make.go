@@ -63,6 +63,7 @@ func (n *Node) Plan(ctx context.Context, t Target) (*Plan, error) {
 		target, top, sc, r.only = r.part.target, r.part.top, r.part.scope(), r.part.has
 	}
 	s := &scanner{n: n, rules: r, base: indexOf(base), target: indexOf(target), cache: cache, full: t.Full}
+	r.modules = n.modules(s.target)
 	split, err := s.volumes(&g)
 	if err != nil {
 		return nil, fmt.Errorf("plan: %w", err)
@@ -254,6 +255,7 @@ func (n *Node) planBack(ctx context.Context, g, dest Generation, base, target *i
 		return nil, fmt.Errorf("plan rollback: %w", err)
 	}
 	target = s.target
+	r.modules = n.modules(target)
 	sc := scopeOf(base, target)
 	r.only = func(path string) bool { return sc.paths[path] }
 	l, err := s.scan(ctx, sc)
@@ -457,7 +459,7 @@ func (p *Plan) states() (out states, afresh []int32) {
 				afresh = append(afresh, int32(i))
 			}
 		case len(lives) > 0 && lives[0].Path == e.Path:
-			out[i] = s.trusts(lives[0], e, lives[0].sameTarget || s.rules.derived[e.Path] || s.rules.never.Match(e.Path))
+			out[i] = s.trusts(lives[0], e, lives[0].sameTarget || s.rules.derived[e.Path] || s.rules.never.Match(e.Path) || s.rules.runs(e.Path))
 		case was != nil && s.rules.only != nil && !s.rules.only(e.Path):
 			out[i] = s.cache.of(len(at) - len(bases.entries) - 1)
 		}

@@ -92,6 +92,7 @@ type Node struct {
 	Log       *slog.Logger     // nil discards
 	Retention Retention        // of what is switched from now on; the zero value: as the present generation says
 	Boots     bool             // the machine boots from this tree: a change of what its boot loader reads is brought to its final place, and the pair before is kept
+	Running   string           // release of the kernel that runs from this tree ("": none does): its modules stay where the target has none of it
 	Now       func() time.Time // nil means time.Now
 
 	// state

@@ -98,7 +98,9 @@ func withNode(dir string, fn func(*rollback.Node) error) error {
 	if err != nil {
 		return err
 	}
-	n.Boots = dir == "/"
+	if n.Boots = dir == "/"; n.Boots {
+		n.Running = rollback.RunningKernel()
+	}
 	return errors.Join(underWay(dir, fn(n)), n.Close())
 }
 
