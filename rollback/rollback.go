@@ -124,8 +124,16 @@ func Open(top string, log *slog.Logger) (*Node, error) {
 	return n, nil
 }
 
-// Close releases the tree.
-func (n *Node) Close() error { return unix.Close(n.top) }
+// Close releases the tree. A second one is an error and closes nothing: the
+// number may be that of another file by then.
+func (n *Node) Close() error {
+	if n.top < 0 {
+		return fmt.Errorf("close tree %q: %w", n.path, os.ErrClosed)
+	}
+	top := n.top
+	n.top = -1
+	return unix.Close(top)
+}
 
 func (n *Node) log() *slog.Logger { return slogx.Or(n.Log) }
 

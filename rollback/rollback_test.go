@@ -2,6 +2,7 @@ package rollback
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -59,5 +60,19 @@ func TestPushAndBack(t *testing.T) {
 		if w.src.asked != asked {
 			t.Errorf("the rollbacks fetched %d chunks", w.src.asked-asked)
 		}
+	}
+}
+
+// A tree that is closed twice leaves the descriptors of others alone.
+func TestCloseTwice(t *testing.T) {
+	n, err := Open(t.TempDir(), nil)
+	ok(t, err)
+	ok(t, n.Close())
+	f, err := os.Open(t.TempDir()) // mostly with the number that has become free
+	ok(t, err)
+	defer f.Close()
+	is(t, n.Close(), os.ErrClosed)
+	if _, err := f.Stat(); err != nil {
+		t.Errorf("the descriptor of another file was closed: %v", err)
 	}
 }
