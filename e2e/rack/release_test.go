@@ -66,7 +66,8 @@ func TestBadReleases(t *testing.T) {
 		return
 	}
 	// The tree is switched, and the checks take their time.
-	b.write("profile/DEFAULT.yaml", b.read("profile/DEFAULT.yaml")+"  - {name: slow, exec: sleep 60, timeout: 90s}\n")
+	profile := b.read("profile/DEFAULT.yaml")
+	b.write("profile/DEFAULT.yaml", profile+"  - {name: slow, exec: sleep 60, timeout: 90s}\n")
 	t.Run("kernel that does not boot", func(t *testing.T) {
 		b.resetDuring(t, "app:kernel", "n1: checks", time.Second)
 		b.cameBack(t, want)
@@ -75,6 +76,41 @@ func TestBadReleases(t *testing.T) {
 			t.Errorf("/.ingot/boot holds %q", files)
 		}
 	})
+	b.write("profile/DEFAULT.yaml", profile)
+	t.Run("kernel that was confirmed and does not boot", func(t *testing.T) {
+		b.run("push", "app:kernel", "n1", "--confirm", "0")
+		logins := b.logins("n1")
+		b.must(b.rack.Reset("n1"))
+		b.choose(t, "n1", backEntry, 2)
+		b.seen(loginWait, "n1", "login", "", logins+1, "failed", "alarm")
+		b.cameBack(t, want)
+		if list := b.ssh("n1", "/.ingot/agent generations"); !strings.Contains(list, "boot entry of the generation before") {
+			t.Errorf("the generations do not say who went back:\n%s", list)
+		}
+	})
+}
+
+// backEntry is what the boot menu says of the last of its entries.
+const backEntry = "(back to the generation before)"
+
+// choose goes down the boot menu, when it shows an entry the next time, and starts that.
+func (b *bench) choose(t *testing.T, node, entry string, down int) {
+	t.Helper()
+	shown := func() (n int) {
+		lines, err := b.rack.Lines(node)
+		b.must(err)
+		for _, l := range lines {
+			n += strings.Count(l.Text, entry)
+		}
+		return n
+	}
+	before := shown()
+	for end := time.Now().Add(2 * time.Minute); shown() == before; time.Sleep(50 * time.Millisecond) { // the menu waits a second
+		if time.Now().After(end) {
+			t.Fatalf("the boot menu did not show %q", entry)
+		}
+	}
+	b.must(b.rack.Send(node, strings.Repeat("\x0e", down)+"\r")) // Ctrl-N
 }
 
 // look tells what a node is, in a way that a broken one cannot.
