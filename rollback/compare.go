@@ -55,6 +55,7 @@ type rules struct {
 	seed    pattern.List
 	derived map[string]bool
 	never   pattern.List // a rollback leaves these as they are
+	carried pattern.List // node-owned, and compared: what the other side of the node gets as it is
 	modules []string     // directories of the running kernel's, which the target does not have
 	policy  Policy
 	given   map[string]*entry.Entry // paths whose record is the node's own making (Generation.Local): what the target gave, nil for nothing
@@ -114,7 +115,7 @@ func compare(base *index, l *live, target *index, r *rules) *Plan {
 	c.groups()
 	c.steps()
 	c.plan.assign(r.vols)
-	c.plan.record = c.record
+	c.plan.record, c.plan.goals = c.record, c.goals
 	return c.plan
 }
 
@@ -201,6 +202,8 @@ func (c *comparison) decide(w *row) {
 		}
 	case c.rules.derived[w.path]:
 		c.keepNow(w, "made by the installation of this node: kept as it is")
+	case c.rules.carried.Match(w.path):
+		c.carry(w)
 	case c.rules.never.Match(w.path):
 		c.keepNow(w, "never rolled back: stays as it is")
 	case c.rules.runs(w.path) && w.l != nil && !c.changed(w):

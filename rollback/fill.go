@@ -1,6 +1,7 @@
 package rollback
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -344,6 +345,7 @@ func (n *Node) put(f *os.File, ranges []entry.Extent, b []byte) error {
 type localReader struct {
 	n    *Node
 	from *os.File // the file that was read last
+	of   *Node    // whose it is
 	buf  readBuf
 	got  []byte // the chunk that was read last, in buf
 }
@@ -358,13 +360,14 @@ func (r *localReader) chunk(p *Plan, c entry.Chunk) []byte {
 	if !ok || at.size != c.Size {
 		return nil
 	}
-	if r.from == nil || r.from.Name() != at.path {
+	of := cmp.Or(at.in, r.n)
+	if r.from == nil || r.of != of || r.from.Name() != at.path {
 		r.close()
-		f, err := r.n.openFile(at.path)
+		f, err := of.openFile(at.path)
 		if err != nil {
 			return nil
 		}
-		r.from = f
+		r.from, r.of = f, of
 	}
 	if !r.holds(r.from, pieces(at.content.Data(), at.off, int64(c.Size)), c) {
 		return nil

@@ -15,6 +15,7 @@ import (
 
 // place is where a chunk is found on the node.
 type place struct {
+	in      *Node        // whose tree; nil: the one that is planned for
 	path    string       // relative to the top
 	content *entry.Entry // whose data stream it is in
 	off     int64        // in the stream
@@ -26,17 +27,30 @@ type place struct {
 // since the generation was made, and changes nothing. Conflicts and obstacles
 // are in the plan, not errors (see Plan.Err).
 func (n *Node) Plan(ctx context.Context, t Target) (*Plan, error) {
+	p, err := n.compareTo(ctx, t, false)
+	if err != nil {
+		return nil, fmt.Errorf("plan: %w", err)
+	}
+	return p, n.finish(ctx, p, p.live, p.scan)
+}
+
+// compareTo is Plan without what only carrying it out needs. whole says that
+// what is node-owned is compared, too, for it to be known, and stays as it is.
+func (n *Node) compareTo(ctx context.Context, t Target, whole bool) (*Plan, error) {
 	if !n.checked(t.Manifest) {
 		if err := t.Manifest.Validate(); err != nil {
-			return nil, fmt.Errorf("plan: target: %w", err)
+			return nil, fmt.Errorf("target: %w", err)
 		}
 	}
 	g, err := n.idle()
 	if err != nil {
-		return nil, fmt.Errorf("plan: %w", err)
+		return nil, err
 	}
 	r := &rules{leaves: leaves{volatile: volatile(t.Exact), owned: []pattern.List{nodeOwned(t.Exact, t.NodeOwned)}}, seed: t.Seed,
 		policy: t.Policy, derived: map[string]bool{}}
+	if whole {
+		r.carried, r.owned = r.owned[0], nil
+	}
 	for _, d := range g.Derived {
 		r.derived[string(d)] = true
 	}
@@ -47,33 +61,35 @@ func (n *Node) Plan(ctx context.Context, t Target) (*Plan, error) {
 			base, err = n.Manifest(g.Number)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("plan: %w", err)
+			return nil, err
 		}
 		cache = n.readCache(g, base)
 	}
 	if err := r.gave(n, &g); err != nil {
-		return nil, fmt.Errorf("plan: %w", err)
+		return nil, err
 	}
 	target, top := t.Manifest, ""
 	var sc *scope
 	if t.Within != "" {
 		if r.part, err = n.partOf(t); err != nil {
-			return nil, fmt.Errorf("plan: %w", err)
+			return nil, err
 		}
 		target, top, sc, r.only = r.part.target, r.part.top, r.part.scope(), r.part.has
 	}
 	s := &scanner{n: n, rules: r, base: indexOf(base), target: indexOf(target), cache: cache, full: t.Full}
-	r.modules = n.modules(s.target)
+	if !whole {
+		r.modules = n.modules(s.target)
+	}
 	split, err := s.volumes(&g)
 	if err != nil {
-		return nil, fmt.Errorf("plan: %w", err)
+		return nil, err
 	}
 	l, err := s.scan(ctx, sc)
 	if err != nil {
-		return nil, fmt.Errorf("plan: %w", err)
+		return nil, err
 	}
 	if err := r.part.reached(l, r); err != nil {
-		return nil, fmt.Errorf("plan: %w", err)
+		return nil, err
 	}
 	if g.Number == 0 {
 		g.Derived = derivedOf(l, target, t.Derived)
@@ -86,7 +102,7 @@ func (n *Node) Plan(ctx context.Context, t Target) (*Plan, error) {
 	p := compare(s.base, l, s.target, r)
 	p.Base = g.Number
 	if g.OnTrial() && !p.Empty() {
-		return nil, fmt.Errorf("plan: %w", &TrialError{g})
+		return nil, &TrialError{g}
 	}
 	kept, local := p.Generation.Kept, p.Generation.Local
 	for _, path := range g.Local {
@@ -105,7 +121,8 @@ func (n *Node) Plan(ctx context.Context, t Target) (*Plan, error) {
 	}
 	p.Notes = append(p.Notes, split...)
 	p.recordVolumes(&g, r)
-	return p, n.finish(ctx, p, l, s)
+	p.live, p.scan = l, s
+	return p, nil
 }
 
 // volatile are the paths that nobody looks at.
@@ -310,7 +327,7 @@ func (p *Plan) records() error {
 		return nil
 	}
 	p.record()
-	p.record = nil // and with it the rows of the comparison
+	p.record, p.goals = nil, nil // and with them the rows of the comparison
 	for _, m := range []*manifest.Manifest{p.done, p.left} {
 		if m == p.scan.base.m || m == p.scan.target.m {
 			continue // it is what was read, and valid
@@ -348,7 +365,7 @@ func (n *Node) sources(ctx context.Context, p *Plan, l *live, s *scanner) error 
 		if !looked && s.rules.only == nil || looked && !lives[0].sameBase || e.Link != "" || len(want) == 0 {
 			continue
 		}
-		p.offer(want, e.Path, e)
+		p.offer(want, nil, e.Path, e)
 	}
 	if len(p.local) < len(want) {
 		if err := n.offerUndo(ctx, p, want); err != nil {
@@ -387,8 +404,8 @@ func (p *Plan) builds(s *Step) bool {
 	return !linked
 }
 
-// offer notes which wanted chunks a file holds.
-func (p *Plan) offer(want map[digest.ID]uint32, path string, e *entry.Entry) {
+// offer notes which wanted chunks a file holds, in what tree.
+func (p *Plan) offer(want map[digest.ID]uint32, in *Node, path string, e *entry.Entry) {
 	off := int64(0)
 	var content *entry.Entry // of its own: e would keep its whole manifest in memory
 	for _, c := range e.Chunks {
@@ -397,7 +414,7 @@ func (p *Plan) offer(want map[digest.ID]uint32, path string, e *entry.Entry) {
 				content = &entry.Entry{Type: e.Type, Size: e.Size, Holes: slices.Clone(e.Holes), Chunks: slices.Clone(e.Chunks)}
 			}
 			if _, ok := p.local[c.ID]; !ok {
-				p.local[c.ID] = place{path: path, content: content, off: off, size: c.Size}
+				p.local[c.ID] = place{in: in, path: path, content: content, off: off, size: c.Size}
 			}
 		}
 		off += int64(c.Size)
@@ -424,7 +441,7 @@ func (n *Node) offerUndo(ctx context.Context, p *Plan, want map[digest.ID]uint32
 		left := indexOf(m)
 		for _, u := range copies {
 			if e := left.get(u.of); e != nil && e.Type == entry.File && !p.undo.bad[u.undoFile] {
-				p.offer(want, p.vols.in(u.vol, u.path()), left.content(e))
+				p.offer(want, nil, p.vols.in(u.vol, u.path()), left.content(e))
 			}
 		}
 	}
@@ -447,8 +464,18 @@ func (p *Plan) states() (out states, afresh []int32) {
 	s := p.scan
 	out = make(states, len(p.done.Entries))
 	lives, bases, at := p.live.items, cursor{s.base.m.Entries}, s.base.m.Entries
+	var goal cursor
+	var done *index
+	if p.goal != nil {
+		goal.entries, done = p.goal.Entries, indexOf(p.done)
+	}
 	for i := range p.done.Entries {
 		e := &p.done.Entries[i]
+		if p.goal != nil {
+			if is := goal.to(e.Path); is == nil || !sameEntry(s.target, is, done, e) {
+				continue // the tree gets something else there, which is the node's
+			}
+		}
 		for len(lives) > 0 && entry.Before(lives[0].Path, e.Path) {
 			lives = lives[1:]
 		}

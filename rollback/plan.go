@@ -200,10 +200,13 @@ type Plan struct {
 	room   []room             // what staging takes of each
 	target *manifest.Manifest // to be kept beside the generation; nil for a part and for a rollback
 
-	record func()             // makes done and left: an empty plan mostly needs none
-	done   *manifest.Manifest // the tree as it will be recorded
-	doneID digest.ID          // its digest; set by Switch
-	left   *manifest.Manifest // the tree as it is
+	to     int                       // number of the generation, where it is not the next one of the tree
+	goals  func() *manifest.Manifest // what the tree will be, whatever is recorded
+	goal   *manifest.Manifest        // the same, where what is recorded is another one (PlanSide)
+	record func()                    // makes done and left: an empty plan mostly needs none
+	done   *manifest.Manifest        // the tree as it will be recorded
+	doneID digest.ID                 // its digest; set by Switch
+	left   *manifest.Manifest        // the tree as it is
 	base   *index
 	live   *live // what the scan found
 	scan   *scanner

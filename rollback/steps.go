@@ -154,7 +154,7 @@ func (c *comparison) timeSteps(real *int) []Step {
 // that the old generation is left with.
 func (c *comparison) record() {
 	for i := range c.rows {
-		if w := &c.rows[i]; w.alone == "" && !c.rules.derived[w.path] && !c.rules.never.Match(w.path) && c.changed(w) {
+		if w := &c.rows[i]; w.alone == "" && !c.rules.derived[w.path] && !c.rules.carried.Match(w.path) && !c.rules.never.Match(w.path) && c.changed(w) {
 			c.plan.Generation.Before = append(c.plan.Generation.Before, Path(w.path))
 		}
 	}

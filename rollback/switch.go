@@ -158,7 +158,7 @@ func (n *Node) commit() (undone bool, err error) {
 
 // prepare looks at every path again and writes down both sides of every step.
 func (vols reach) prepare(ctx context.Context, p *Plan) (*journal, error) {
-	j := &journal{from: p.Base, to: p.Base + 1, stage: p.id, volumes: p.vols.described(), used: p.used, ready: true}
+	j := &journal{from: p.Base, to: p.Next(), stage: p.id, volumes: p.vols.described(), used: p.used, ready: true}
 	j.steps = make([]jstep, len(p.Steps))
 	return j, vols[0].inParts(ctx, len(p.Steps), func(at *openDir, i int) error {
 		s, js := &p.Steps[i], &j.steps[i]

@@ -61,7 +61,7 @@ func (p *Plan) Try(window time.Duration, ran ...string) {
 }
 
 // Next is the number that the generation of a plan will have.
-func (p *Plan) Next() int { return max(p.Base, 1) + 1 }
+func (p *Plan) Next() int { return max(p.to, max(p.Base, 1)+1) }
 
 // Confirm ends the trial of the current generation, which must be num: it
 // stays. Confirming what was confirmed is no error.

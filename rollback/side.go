@@ -1,0 +1,163 @@
+package rollback
+
+import (
+	"context"
+	"fmt"
+
+	"ingot/internal/digest"
+	"ingot/internal/entry"
+	"ingot/internal/manifest"
+	"ingot/internal/pattern"
+)
+
+// A node may have two trees, of which one runs: its sides. The one that runs is
+// never changed. A push plans, in the tree that runs, what would become of that
+// (local changes, node-owned files and all), and makes the other one exactly so.
+
+// PlanSide plans what the other side of the node has to become for the node to
+// be t when it starts from there. The plan is the side's: it stages and
+// switches it. Its conflicts and notes are those of this tree, which is read
+// only, and its content comes from both.
+//
+// Neither tree may have another mount in it: what lies under one belongs to the
+// tree. A merge by command is refused.
+func (n *Node) PlanSide(ctx context.Context, t Target, other *Node) (*Plan, error) {
+	t.Policy = t.Policy.unmerged()
+	here, err := n.compareTo(ctx, t, true)
+	if err != nil {
+		return nil, fmt.Errorf("plan: %w", err)
+	}
+	goal := here.goals()
+	if err := here.records(); err != nil {
+		return nil, fmt.Errorf("plan: %w", err)
+	}
+	p, err := n.onto(ctx, here, goal, other, t.Full)
+	if err != nil {
+		return nil, fmt.Errorf("plan the other side: %w", err)
+	}
+	return p, nil
+}
+
+// onto plans how the other side becomes what a plan of this tree leads to.
+func (n *Node) onto(ctx context.Context, here *Plan, goal *manifest.Manifest, other *Node, full bool) (*Plan, error) {
+	if err := goal.Validate(); err != nil {
+		return nil, fmt.Errorf("what it is to be: %w", err)
+	}
+	p, err := other.exactly(ctx, goal, full)
+	if err != nil {
+		return nil, err
+	}
+	p.Conflicts, p.Blocked, p.Notes = here.Conflicts, append(here.Blocked, p.Blocked...), here.Notes
+	p.Generation, p.target, p.goal = here.Generation, here.target, goal
+	p.to = max(here.Base, p.Base) + 1
+	record, done := p.record, here.done
+	p.record = func() { record(); p.done = done }
+	if err := other.finish(ctx, p, p.live, p.scan); err != nil {
+		return nil, err
+	}
+	p.near(n, here)
+	return p, nil
+}
+
+// exactly compares the whole tree with what it is to be, whatever anybody
+// changed in it.
+func (n *Node) exactly(ctx context.Context, goal *manifest.Manifest, full bool) (*Plan, error) {
+	g, err := n.idle()
+	if err != nil {
+		return nil, err
+	}
+	r := &rules{leaves: leaves{volatile: pattern.Kept()}, policy: Policy{Default: Take}, derived: map[string]bool{}}
+	var base *manifest.Manifest
+	var cache states
+	if g.Number > 0 {
+		if base, err = n.Manifest(g.Number); err != nil {
+			return nil, err
+		}
+		cache = n.readCache(g, base)
+	}
+	s := &scanner{n: n, rules: r, base: indexOf(base), target: indexOf(goal), cache: cache, full: full}
+	l, err := s.scan(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	if g.Number == 0 {
+		s.base = adopt(l, s.base, s.target, g.covers())
+	}
+	p := compare(s.base, l, s.target, r)
+	p.Base, p.live, p.scan = g.Number, l, s
+	return p, nil
+}
+
+// near finds chunks that the plan needs in another tree, as the plan of that saw it.
+func (p *Plan) near(in *Node, there *Plan) {
+	want := map[digest.ID]uint32{}
+	for i := range p.Steps {
+		if s := &p.Steps[i]; p.builds(s) {
+			for _, c := range s.content.Chunks {
+				if _, ok := p.local[c.ID]; !ok {
+					want[c.ID] = c.Size
+				}
+			}
+		}
+	}
+	c := &comparison{base: there.scan.base, target: there.scan.target, live: there.live}
+	for _, it := range there.live.items {
+		if it.Type == entry.File && it.alone == "" {
+			if e := c.contentOf(it); e != nil {
+				p.offer(want, in, it.Path, e)
+			}
+		}
+	}
+	need := p.Need[:0]
+	p.NeedBytes = 0
+	for _, id := range p.Need {
+		if _, ok := p.local[id]; !ok {
+			need = append(need, id)
+			p.NeedBytes += int64(want[id])
+		}
+	}
+	p.Need = need
+}
+
+// Verify reads the whole tree and compares it with what the switched plan made
+// of it. Who wants to know what is on the disk mounts it anew before. The error
+// names what differs; errors.Is(err, ErrDamaged).
+func (n *Node) Verify(ctx context.Context, p *Plan) error {
+	now, err := n.exactly(ctx, p.goal, true)
+	if err != nil {
+		return fmt.Errorf("verify: %w", err)
+	}
+	if now.Empty() {
+		return nil
+	}
+	var notes []Note
+	for _, s := range now.Steps {
+		notes = append(notes, Note{s.Path, "is not what was written: " + s.Kind.String()})
+	}
+	return fmt.Errorf("verify: %w", &DamagedError{Notes: notes})
+}
+
+// carry keeps what is node-owned as it is, for the other side to have it.
+func (c *comparison) carry(w *row) {
+	w.done = w.t
+	w.keep()
+	if w.l == nil && w.t != nil && w.b == nil && c.rules.seed.Match(w.path) {
+		w.kept, w.goal = false, w.t
+	}
+}
+
+// goals is the tree that the comparison leads to. Of what is volatile it has
+// the directories that the target wants.
+func (c *comparison) goals() *manifest.Manifest {
+	return c.recordOf(c.target, func(b *builder, w *row) {
+		switch {
+		case w.alone == Volatile && w.t != nil && w.t.Type == entry.Dir:
+			b.add(w.t, nil, group{})
+		case w.alone != "" || w.goal == nil:
+		case w.kept:
+			b.add(w.goal, c.contentOf(w.l), liveGroup(w.l))
+		default:
+			b.add(w.goal, c.target.content(w.goal), groupIn(1, w.goal))
+		}
+	})
+}
