@@ -25,7 +25,7 @@ func arrows() []arrow {
 	all := []string{"..."}
 	return []arrow{
 		{"cmd/ingot", all, "joins everything"},
-		{"cmd/ingot-agent", []string{"classes/...", "imager/...", "rollback", "installer/..."}, "the node's program must stay small: no server, no SSH, no SQL"},
+		{"cmd/ingot-agent", []string{"classes/...", "imager/...", "rollback/...", "installer/..."}, "the node's program must stay small: no server, no SSH, no SQL"},
 		{"e2e/...", all, "tests from outside; nothing imports them"},
 		{"bench", nil, "a judge drives programs from outside, ours and the others'"},
 		{"lab/...", nil, "the rack is a tool: it drives programs, it is no part of them"},
@@ -39,8 +39,8 @@ func arrows() []arrow {
 		{"imager", []string{"imager/..."}, "orchestration of its own parts only"},
 		{"imager/chunk", nil, "a chunker depends on its parameters alone"},
 		{"imager/...", []string{"imager/..."}, "the parts of the imager"},
-		{"rollback", nil, "must work with everything else broken"},
-		{"installer/...", []string{"classes/...", "imager/...", "rollback", "installer/..."}, "runs on the node"},
+		{"rollback/...", nil, "must work with everything else broken"},
+		{"installer/...", []string{"classes/...", "imager/...", "rollback/...", "installer/..."}, "runs on the node"},
 		{"web", []string{"installer", "inventory"}, "serves; decides nothing"},
 		{"internal/...", nil, "plumbing imports plumbing only"},
 	}

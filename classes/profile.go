@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"slices"
 	"strings"
 
@@ -22,7 +23,8 @@ type Profile struct {
 	Boot      string    `yaml:"boot"`            // image | local
 	Image     string    `yaml:"image"`           // NAME:TAG
 	Kernel    Kernel    `yaml:"kernel"`          // of the installed system
-	Update    string    `yaml:"update"`          // live
+	Update    string    `yaml:"update"`          // live | slots
+	Sides     Sides     `yaml:"sides"`           // of update: slots
 	NodeOwned []string  `yaml:"node_owned"`      // patterns, after the built-in ones
 	Never     []string  `yaml:"never_roll_back"` // patterns of what a rollback leaves as it is
 	Local     Local     `yaml:"local_changes"`   // of files that the node changed
@@ -35,6 +37,32 @@ type Profile struct {
 	Check         []health.Check `yaml:"check"`          // what must hold after a push
 	Restart       string         `yaml:"restart"`        // report | reload | restart: units that a push concerns
 	RestartExcept []string       `yaml:"restart_except"` // patterns of units that are left alone, besides the built-in ones
+}
+
+// Sides are the mount points in the disk_config of what a node with two root
+// file systems has besides / (package rollback/sides).
+type Sides struct {
+	Other  string `yaml:"other"`  // the second root
+	Shared string `yaml:"shared"` // what is the node's own, for both
+	Env    string `yaml:"env"`    // the boot loader's environment: ext2 or vfat
+}
+
+// check judges what one file, or all together, say of sides.
+func (s Sides) check(d *strict.Decoded, all bool) {
+	seen := map[string]string{"/": "the first root"}
+	for _, x := range []struct{ key, at string }{{"other", s.Other}, {"shared", s.Shared}, {"env", s.Env}} {
+		key := "sides." + x.key
+		switch {
+		case x.at == "" && all:
+			d.Bad("update", "update: slots needs %s: the mount point of a partition of the disk_config", key)
+		case x.at == "":
+		case path.Clean(x.at) != x.at || !path.IsAbs(x.at):
+			d.Bad(key, "%q is not a mount point such as /shared", x.at)
+		case seen[x.at] != "":
+			d.Bad(key, "%s is %s already", x.at, seen[x.at])
+		}
+		seen[x.at] = key
+	}
 }
 
 // Kernel is how the installed system boots.
@@ -153,6 +181,7 @@ func (p *Profile) check(d *strict.Decoded) {
 	if _, err := p.Retention.Bytes(); err != nil {
 		d.Bad("generations.space", "%v", err)
 	}
+	p.Sides.check(d, false)
 	p.checkAfter(d)
 }
 
@@ -196,6 +225,12 @@ func (s *Space) profile(r *Resolved, probs *problem.List) error {
 	r.Profile.defaults()
 	if r.Profile.Boot == "image" && r.Profile.Image == "" {
 		d.Bad("boot", "boot: image needs image: NAME:TAG in a profile of the node's classes (%s)", strings.Join(r.Classes, " "))
+	}
+	if r.Profile.Update == "slots" {
+		r.Profile.Sides.check(d, true)
+		if r.Profile.Loader != "grub" {
+			d.Bad("update", "update: slots needs loader: grub")
+		}
 	}
 	return nil
 }

@@ -54,20 +54,12 @@ func (r *Run) bootLoader(ctx context.Context) error {
 		return fmt.Errorf("the root file system on %s has no UUID to boot from", res.RootDevice)
 	}
 	conf := bootConfig{name: r.job.Node, rootUUID: res.RootUUID, bootSep: res.BootPart != "", args: r.job.KernelArgs}
-	if err := r.put(grubDir+"/grub.cfg", grubConfig(conf), 0o600); err != nil {
+	embedded, err := r.loaderConfig(conf)
+	if err != nil {
 		return err
 	}
-	fsUUID, dir := res.RootUUID, grubDir
-	if res.BootPart != "" {
-		dir = "/grub"
-		for _, p := range res.Partitions {
-			if p.Mount == "/boot" {
-				fsUUID = p.UUID
-			}
-		}
-	}
 	early := grubDir + "/early.cfg"
-	if err := r.put(early, grubEmbedded(fsUUID, dir), 0o600); err != nil {
+	if err := r.put(early, embedded, 0o600); err != nil {
 		return err
 	}
 	for _, p := range r.platforms() {
@@ -77,6 +69,25 @@ func (r *Run) bootLoader(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// loaderConfig writes grub.cfg and returns what the core image has inside.
+func (r *Run) loaderConfig(conf bootConfig) (embedded string, err error) {
+	if r.sides != nil {
+		return r.sidesLoader(conf)
+	}
+	if err := r.put(grubDir+"/grub.cfg", grubConfig(conf), 0o600); err != nil {
+		return "", err
+	}
+	if !conf.bootSep {
+		return grubEmbedded(conf.rootUUID, grubDir), nil
+	}
+	for _, p := range r.plan.Result.Partitions {
+		if p.Mount == "/boot" {
+			return grubEmbedded(p.UUID, "/grub"), nil
+		}
+	}
+	return "", errors.New("/boot has no file system")
 }
 
 func coreImage(p grubPlatform) string { return grubDir + "/core-" + p.dir + ".img" }

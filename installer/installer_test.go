@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"ingot/rollback/sides"
 	"io"
 	"net"
 	"net/http"
@@ -44,12 +45,15 @@ func TestGrubConfigIsValidShell(t *testing.T) {
 		{name: "n1", rootUUID: "1234", args: []string{"console=ttyS0,115200n8", "quiet"}},
 		{name: "n 2", rootUUID: "1234", bootSep: true, args: []string{`foo="a b"`, "x=$y;z"}},
 	} {
-		f := filepath.Join(t.TempDir(), "grub.cfg")
-		if err := os.WriteFile(f, []byte(grubConfig(c)), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if out, err := exec.Command(check, f).CombinedOutput(); err != nil {
-			t.Errorf("grub-script-check of %+v: %v\n%s\n%s", c, err, out, grubConfig(c))
+		two := sidesConfig(c, map[string]sides.Device{sides.A: {UUID: "12"}, sides.B: {UUID: "12", Subvol: "@b"}})
+		for _, text := range []string{grubConfig(c), two, sidesEmbedded("56", two)} {
+			f := filepath.Join(t.TempDir(), "grub.cfg")
+			if err := os.WriteFile(f, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := exec.Command(check, f).CombinedOutput(); err != nil {
+				t.Errorf("grub-script-check of %+v: %v\n%s\n%s", c, err, out, text)
+			}
 		}
 	}
 }

@@ -31,8 +31,9 @@ type Job struct {
 	OperatorKeys []string  `json:"operator_keys"`       // authorized_keys lines of root
 	By           string    `json:"by"`
 
-	Loader string `json:"loader"` // grub, or none: the image boots by its own means
-	Finish string `json:"finish"` // reboot or poweroff
+	Sides  *Sides `json:"sides,omitempty"` // nil: one root file system
+	Loader string `json:"loader"`          // grub, or none: the image boots by its own means
+	Finish string `json:"finish"`          // reboot or poweroff
 }
 
 // DiskConfig is the disk_config file that the classes of the node select.
@@ -40,6 +41,16 @@ type DiskConfig struct {
 	Class string `json:"class"`
 	File  string `json:"file"` // for messages
 	Text  string `json:"text"`
+}
+
+// Sides says which mount points of the disk_config are the parts of a node with
+// two root file systems (package sides), and what these share.
+type Sides struct {
+	Other  string   `json:"other"`  // the second root
+	Shared string   `json:"shared"` // what both have
+	Env    string   `json:"env"`    // of the boot loader's environment
+	Trees  []string `json:"trees"`
+	Own    []string `json:"own,omitempty"`
 }
 
 // Script is one program of the config space that runs on the installed tree.

@@ -114,12 +114,20 @@ func (r *Run) made() map[string]bool {
 // node-owned and volatile paths, was made by this installation: derived.
 func (r *Run) record(ctx context.Context) error {
 	volatile, tops := pattern.Volatile(), r.made()
+	root, done, err := r.root()
+	if err != nil {
+		return err
+	}
+	return errors.Join(r.recordTree(ctx, root, volatile, tops), done())
+}
+
+func (r *Run) recordTree(ctx context.Context, root string, volatile pattern.List, tops map[string]bool) error {
 	out := func(path string, _ bool) bool {
 		return volatile.Match(path) || filepath.Base(path) == "lost+found" && tops[filepath.Dir(path)]
 	}
 	var mu sync.Mutex
 	stats := map[string]entry.Stat{}
-	done, seen, err := tree.Capture(ctx, Target, tree.CaptureOptions{
+	done, seen, err := tree.Capture(ctx, root, tree.CaptureOptions{
 		Exclude:       out,
 		Cache:         cache{r},
 		OneFileSystem: true,
@@ -135,12 +143,19 @@ func (r *Run) record(ctx context.Context) error {
 		return err
 	}
 	r.log.Info("recorded", "entries", seen.Entries, "files", seen.Files, "read again", seen.Files-seen.Cached)
-	node, err := rollback.Open(Target, r.log)
+	node, err := rollback.Open(root, r.log)
 	if err != nil {
 		return err
 	}
 	defer node.Close()
-	owned := pattern.NodeOwned()
+	own, err := pattern.Parse(r.job.NodeOwned)
+	if err != nil {
+		return err
+	}
+	mode, owned := "live", pattern.NodeOwned()
+	if r.sides != nil { // what both sides share is not in this tree
+		mode, owned = "slots", owned.With(own)
+	}
 	var derived []rollback.Path
 	for _, c := range manifest.Diff(r.target, done) {
 		if !volatile.Match(c.Path) && !owned.Match(c.Path) && !timeOnly(c) {
@@ -149,7 +164,7 @@ func (r *Run) record(ctx context.Context) error {
 	}
 	r.ending.Overlay, r.ending.Manifest, r.ending.Classes = r.overlay.ID().String(), done.ID().String(), r.job.Classes
 	return node.Record(ctx, rollback.Generation{
-		Number: 1, Image: r.job.Ref, ImageID: r.job.Image, Overlay: r.overlay.ID(), Mode: "live",
+		Number: 1, Image: r.job.Ref, ImageID: r.job.Image, Overlay: r.overlay.ID(), Mode: mode,
 		When: time.Now(), By: r.job.By, Result: "installed", Derived: derived,
 	}, done, r.target, stats)
 }

@@ -14,6 +14,7 @@ import (
 	"ingot/imager/store"
 	"ingot/internal/entry"
 	"ingot/internal/manifest"
+	"ingot/rollback/sides"
 )
 
 // Target is where the new system is mounted while it is installed.
@@ -30,21 +31,23 @@ type Run struct {
 	LoadModule func(ctx context.Context, name string) error
 
 	// state
-	log     *slog.Logger
-	text    *tail // everything that was logged, for the report
-	job     Job
-	image   *manifest.Manifest // of the image
-	overlay *manifest.Manifest
-	target  *manifest.Manifest // image and overlay: what is written
-	index   *store.Index
-	plan    *disks.Plan
-	written map[string]written
-	mounts  []mounted
-	mu      sync.Mutex
-	now     Progress
-	started chan Progress // tasks that have begun, however short they are
-	times   []TaskTime
-	ending  Ending
+	log      *slog.Logger
+	text     *tail // everything that was logged, for the report
+	job      Job
+	image    *manifest.Manifest // of the image
+	overlay  *manifest.Manifest
+	target   *manifest.Manifest // image and overlay: what is written
+	index    *store.Index
+	plan     *disks.Plan
+	sides    *sides.Config // nil: one root file system
+	envMount disks.Mount   // of a node with two sides
+	written  map[string]written
+	mounts   []mounted
+	mu       sync.Mutex
+	now      Progress
+	started  chan Progress // tasks that have begun, however short they are
+	times    []TaskTime
+	ending   Ending
 }
 
 // written is what the writer knows of a file: its chunks are those of the manifest.

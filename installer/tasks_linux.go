@@ -24,6 +24,7 @@ import (
 	"ingot/internal/digest"
 	"ingot/internal/entry"
 	"ingot/internal/manifest"
+	"ingot/rollback/sides"
 )
 
 // check makes sure that everything is at hand before the first write: the
@@ -112,6 +113,9 @@ func (r *Run) planDisks(ctx context.Context) error {
 		case <-time.After(time.Second):
 		}
 	}
+	if err := r.planSides(); err != nil {
+		return err
+	}
 	for _, d := range r.plan.Result.Disks {
 		r.log.Info("disk that will be overwritten", "device", d)
 	}
@@ -168,11 +172,16 @@ func (r *Run) partition(ctx context.Context) error {
 		if m.FS == "vfat" {
 			continue // it holds no owners and modes; mounted once the tree is written
 		}
+		if m.Path == "/"+sides.SharedDir {
+			if err := r.mkdir("/.ingot", 0o700); err != nil {
+				return err
+			}
+		}
 		if err := r.mount(ctx, m); err != nil {
 			return err
 		}
 	}
-	return nil
+	return r.mountTrees()
 }
 
 // sealDisk makes the boot sector of a disk say that it does not boot.
@@ -300,6 +309,9 @@ func (r *Run) write(ctx context.Context) error {
 				return err
 			}
 		}
+	}
+	if r.sides != nil {
+		return r.mount(ctx, r.envMount)
 	}
 	return nil
 }

@@ -56,6 +56,7 @@ type rules struct {
 	derived map[string]bool
 	never   pattern.List // a rollback leaves these as they are
 	carried pattern.List // node-owned, and compared: what the other side of the node gets as it is
+	loose   bool         // what the node changed where base and target are the same stays
 	modules []string     // directories of the running kernel's, which the target does not have
 	policy  Policy
 	given   map[string]*entry.Entry // paths whose record is the node's own making (Generation.Local): what the target gave, nil for nothing
@@ -210,6 +211,9 @@ func (c *comparison) decide(w *row) {
 		c.keepModule(w)
 	case c.isTarget(w) || !c.changed(w):
 		w.goal, w.done = w.t, w.t
+	case c.rules.loose && c.sameGiven(w):
+		w.keep()
+		w.done = w.t
 	default:
 		c.conflict(w)
 	}

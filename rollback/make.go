@@ -7,36 +7,34 @@ import (
 	"slices"
 	"sync"
 
-	"ingot/internal/digest"
 	"ingot/internal/entry"
 	"ingot/internal/manifest"
 	"ingot/internal/pattern"
 )
-
-// place is where a chunk is found on the node.
-type place struct {
-	in      *Node        // whose tree; nil: the one that is planned for
-	path    string       // relative to the top
-	content *entry.Entry // whose data stream it is in
-	off     int64        // in the stream
-	size    uint32
-}
 
 // Plan finds out what has to change for the tree to become the target. It
 // reads the whole tree, of which it trusts the inodes that did not change
 // since the generation was made, and changes nothing. Conflicts and obstacles
 // are in the plan, not errors (see Plan.Err).
 func (n *Node) Plan(ctx context.Context, t Target) (*Plan, error) {
-	p, err := n.compareTo(ctx, t, false)
+	p, err := n.compareTo(ctx, t, inPlace)
 	if err != nil {
 		return nil, fmt.Errorf("plan: %w", err)
 	}
 	return p, n.finish(ctx, p, p.live, p.scan)
 }
 
-// compareTo is Plan without what only carrying it out needs. whole says that
-// what is node-owned is compared, too, for it to be known, and stays as it is.
-func (n *Node) compareTo(ctx context.Context, t Target, whole bool) (*Plan, error) {
+// use is what a comparison is for.
+type use uint8
+
+const (
+	inPlace use = iota // the tree is to become the target
+	onSide             // another tree is to become what this one would; node-owned files are read and stay
+	back               // likewise, on the way back
+)
+
+// compareTo is Plan without what only carrying it out needs.
+func (n *Node) compareTo(ctx context.Context, t Target, why use) (*Plan, error) {
 	if !n.checked(t.Manifest) {
 		if err := t.Manifest.Validate(); err != nil {
 			return nil, fmt.Errorf("target: %w", err)
@@ -48,8 +46,11 @@ func (n *Node) compareTo(ctx context.Context, t Target, whole bool) (*Plan, erro
 	}
 	r := &rules{leaves: leaves{volatile: volatile(t.Exact), owned: []pattern.List{nodeOwned(t.Exact, t.NodeOwned)}}, seed: t.Seed,
 		policy: t.Policy, derived: map[string]bool{}}
-	if whole {
+	if why != inPlace {
 		r.carried, r.owned = r.owned[0], nil
+	}
+	if why == back {
+		r.never, r.loose = t.Never, true
 	}
 	for _, d := range g.Derived {
 		r.derived[string(d)] = true
@@ -77,7 +78,7 @@ func (n *Node) compareTo(ctx context.Context, t Target, whole bool) (*Plan, erro
 		target, top, sc, r.only = r.part.target, r.part.top, r.part.scope(), r.part.has
 	}
 	s := &scanner{n: n, rules: r, base: indexOf(base), target: indexOf(target), cache: cache, full: t.Full}
-	if !whole {
+	if why == inPlace {
 		r.modules = n.modules(s.target)
 	}
 	split, err := s.volumes(&g)
@@ -334,115 +335,6 @@ func (p *Plan) records() error {
 		}
 		if err := m.Validate(); err != nil {
 			return fmt.Errorf("what is to be recorded: %w", err)
-		}
-	}
-	return nil
-}
-
-// sources finds the chunks of what is to be staged on the node; what is left is Need.
-func (n *Node) sources(ctx context.Context, p *Plan, l *live, s *scanner) error {
-	want := map[digest.ID]uint32{}
-	for i := range p.Steps {
-		if st := &p.Steps[i]; p.builds(st) {
-			for _, c := range st.content.Chunks {
-				want[c.ID] = c.Size
-			}
-		}
-	}
-	for _, m := range p.merges {
-		for _, c := range m.base.Chunks {
-			want[c.ID] = c.Size
-		}
-	}
-	p.local = map[digest.ID]place{}
-	lives := l.items
-	for i := range s.base.m.Entries {
-		e := &s.base.m.Entries[i]
-		for len(lives) > 0 && entry.Before(lives[0].Path, e.Path) {
-			lives = lives[1:]
-		}
-		looked := len(lives) > 0 && lives[0].Path == e.Path
-		if !looked && s.rules.only == nil || looked && !lives[0].sameBase || e.Link != "" || len(want) == 0 {
-			continue
-		}
-		p.offer(want, nil, e.Path, e)
-	}
-	if len(p.local) < len(want) {
-		if err := n.offerUndo(ctx, p, want); err != nil {
-			return err
-		}
-	}
-	if err := n.offerStages(ctx, p, want); err != nil {
-		return err
-	}
-	need := func(e *entry.Entry) {
-		for _, c := range e.Chunks {
-			if _, ok := p.local[c.ID]; !ok && want[c.ID] != 0 {
-				p.Need = append(p.Need, c.ID)
-				p.NeedBytes += int64(c.Size)
-				delete(want, c.ID)
-			}
-		}
-	}
-	for i := range p.Steps {
-		if st := &p.Steps[i]; p.builds(st) {
-			need(st.content)
-		}
-	}
-	for _, m := range p.merges {
-		need(m.base)
-	}
-	return nil
-}
-
-// builds reports whether a step's file is put together from chunks.
-func (p *Plan) builds(s *Step) bool {
-	if s.content == nil || s.Kind > Add || s.link != s.slot {
-		return false
-	}
-	_, linked := p.links[s.slot]
-	return !linked
-}
-
-// offer notes which wanted chunks a file holds, in what tree.
-func (p *Plan) offer(want map[digest.ID]uint32, in *Node, path string, e *entry.Entry) {
-	off := int64(0)
-	var content *entry.Entry // of its own: e would keep its whole manifest in memory
-	for _, c := range e.Chunks {
-		if want[c.ID] == c.Size {
-			if content == nil {
-				content = &entry.Entry{Type: e.Type, Size: e.Size, Holes: slices.Clone(e.Holes), Chunks: slices.Clone(e.Chunks)}
-			}
-			if _, ok := p.local[c.ID]; !ok {
-				p.local[c.ID] = place{in: in, path: path, content: content, off: off, size: c.Size}
-			}
-		}
-		off += int64(c.Size)
-	}
-}
-
-// offerUndo looks for chunks in what the generations keep.
-func (n *Node) offerUndo(ctx context.Context, p *Plan, want map[digest.ID]uint32) error {
-	var err error
-	if p.undo == nil {
-		if p.undo, err = n.undoCopies(ctx, p.vols); err != nil {
-			return err
-		}
-	}
-	for gen, copies := range p.undo.gens {
-		paths := make(map[string]bool, len(copies))
-		for _, u := range copies {
-			paths[u.of] = true
-		}
-		m, err := n.leftPart(gen, paths)
-		if err != nil {
-			return err
-		}
-		left := indexOf(m)
-		for _, u := range copies {
-			if e := left.get(u.of); e != nil && e.Type == entry.File && !p.undo.bad[u.undoFile] {
-				p.offer(want, nil, p.vols.in(u.vol, u.path()), left.content(e))
-			}
 		}
 	}
 	return nil

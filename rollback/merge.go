@@ -71,7 +71,11 @@ func (r *rules) gave(n *Node, g *Generation) error {
 // made of it, not what it was given.
 func (n *Node) localIn(g Generation, current int, never pattern.List) ([]Path, error) {
 	out := slices.Clone(g.Local)
-	for num := g.Number + 1; num <= current; num++ {
+	later, err := n.since(g.Number, current)
+	if err != nil {
+		return nil, err
+	}
+	for _, num := range later {
 		next, err := n.generation(num)
 		if err != nil {
 			return nil, err

@@ -141,24 +141,36 @@ func (p *part) reached(l *live, r *rules) error {
 // took it in: there it is as that one found it.
 func (n *Node) asLeft(num, current int) (*manifest.Manifest, error) {
 	m, err := n.Left(num)
-	for next := num + 1; err == nil && next <= current; next++ {
-		var g Generation
-		if g, err = n.generation(next); err != nil {
-			break
+	if err != nil {
+		return nil, err
+	}
+	later, err := n.since(num, current)
+	if err != nil {
+		return nil, err
+	}
+	for _, next := range later {
+		g, err := n.generation(next)
+		if err != nil {
+			return nil, err
 		}
 		c := g.covers()
 		if c.all && len(c.but) == 0 || next == current {
 			break
 		}
-		var later *manifest.Manifest
-		if later, err = n.Left(next); err == nil {
-			m = overlaid(m, c, later)
+		left, err := n.Left(next)
+		if err != nil {
+			return nil, err
 		}
-	}
-	if err != nil {
-		return nil, err
+		m = overlaid(m, c, left)
 	}
 	return m, nil
+}
+
+// since lists the generations after num, up to current. Those of a node with
+// two sides have gaps: the numbers in between are of the other one.
+func (n *Node) since(num, current int) ([]int, error) {
+	nums, err := n.numbers()
+	return slices.DeleteFunc(nums, func(x int) bool { return x <= num || x > current }), err
 }
 
 // overlaid returns what m has within c, and what rest has elsewhere.

@@ -184,6 +184,8 @@ type Plan struct {
 	To         int        // rollback: the generation to go back to; otherwise 0
 	Generation Generation // what will be recorded; Number and When are set by Switch
 
+	Here bool // of a plan for the other side: the one that runs is what was asked for already
+
 	Steps     []Step
 	Conflicts []Conflict // local changes, with what the policy says about them
 	Blocked   []Note     // why the plan cannot be carried out; empty when it can

@@ -23,7 +23,7 @@ import (
 // tree. A merge by command is refused.
 func (n *Node) PlanSide(ctx context.Context, t Target, other *Node) (*Plan, error) {
 	t.Policy = t.Policy.unmerged()
-	here, err := n.compareTo(ctx, t, true)
+	here, err := n.compareTo(ctx, t, onSide)
 	if err != nil {
 		return nil, fmt.Errorf("plan: %w", err)
 	}
@@ -49,7 +49,7 @@ func (n *Node) onto(ctx context.Context, here *Plan, goal *manifest.Manifest, ot
 	}
 	p.Conflicts, p.Blocked, p.Notes = here.Conflicts, append(here.Blocked, p.Blocked...), here.Notes
 	p.Generation, p.target, p.goal = here.Generation, here.target, goal
-	p.to = max(here.Base, p.Base) + 1
+	p.to, p.Here = max(here.Base, p.Base)+1, here.Empty()
 	record, done := p.record, here.done
 	p.record = func() { record(); p.done = done }
 	if err := other.finish(ctx, p, p.live, p.scan); err != nil {
@@ -146,6 +146,14 @@ func (c *comparison) carry(w *row) {
 	}
 }
 
+// sameGiven reports whether base and target have the same at a path.
+func (c *comparison) sameGiven(w *row) bool {
+	if w.b == nil || w.t == nil {
+		return w.b == nil && w.t == nil
+	}
+	return sameEntry(c.base, w.b, c.target, w.t)
+}
+
 // goals is the tree that the comparison leads to. Of what is volatile it has
 // the directories that the target wants.
 func (c *comparison) goals() *manifest.Manifest {
@@ -160,4 +168,98 @@ func (c *comparison) goals() *manifest.Manifest {
 			b.add(w.goal, c.target.content(w.goal), groupIn(1, w.goal))
 		}
 	})
+}
+
+// PlanSideBack plans what the other side has to become for the node to be what
+// that side is: as it was left, and with what is the node's own as it is here
+// now. What the node changed here where both sides have the same comes along;
+// where they differ the policy says what becomes of it.
+func (n *Node) PlanSideBack(ctx context.Context, other *Node, policy Policy, by string) (*Plan, error) {
+	p, err := n.sideBack(ctx, other, policy, by)
+	if err != nil {
+		return nil, fmt.Errorf("plan rollback: %w", err)
+	}
+	return p, nil
+}
+
+func (n *Node) sideBack(ctx context.Context, other *Node, policy Policy, by string) (*Plan, error) {
+	g, err := n.Current()
+	if err != nil {
+		return nil, err
+	}
+	dest, err := other.Current()
+	if err != nil {
+		return nil, err
+	}
+	done, err := other.Manifest(dest.Number)
+	if err != nil {
+		return nil, err
+	}
+	is, err := other.exactly(ctx, done, false)
+	if err != nil {
+		return nil, err
+	}
+	if err := is.records(); err != nil {
+		return nil, err
+	}
+	t := Target{Manifest: is.left, Policy: policy.unmerged(), By: by, Image: dest.Image, ImageID: dest.ImageID, Overlay: dest.Overlay, Mode: dest.Mode}
+	for _, x := range []struct {
+		to   *pattern.List
+		from []string
+	}{{&t.NodeOwned, append(g.Owned, dest.Owned...)}, {&t.Never, g.Never}} {
+		if *x.to, err = pattern.Parse(x.from); err != nil {
+			return nil, err
+		}
+	}
+	here, err := n.compareTo(ctx, t, back)
+	if err != nil {
+		return nil, err
+	}
+	goal := here.goals()
+	if err := here.records(); err != nil {
+		return nil, err
+	}
+	p, err := n.onto(ctx, here, goal, other, false)
+	if err != nil {
+		return nil, err
+	}
+	p.target = nil
+	x := &p.Generation
+	x.Of, x.To, x.Result, x.Note = g.Number, dest.Number, "rolled back", fmt.Sprintf("rollback of %d to %d", g.Number, dest.Number)
+	x.Derived = dest.Derived
+	x.Local = append(x.Local, is.Generation.Before...)
+	p.To = dest.Number
+	return p, nil
+}
+
+// Again records the present generation once more, under another number: the
+// node has come back to it from its other side. edit says why.
+func (n *Node) Again(ctx context.Context, number int, edit func(*Generation)) (Generation, error) {
+	unlock, err := n.lockIdle("record")
+	if err != nil {
+		return Generation{}, fmt.Errorf("record generation: %w", err)
+	}
+	defer unlock()
+	g, err := n.Current()
+	if err != nil {
+		return g, fmt.Errorf("record generation: %w", err)
+	}
+	m, err := n.Manifest(g.Number)
+	if err != nil {
+		return g, fmt.Errorf("record generation: %w", err)
+	}
+	target, _, err := n.Known(g.Target)
+	if err != nil {
+		return g, fmt.Errorf("record generation: %w", err)
+	}
+	g.From, g.To, g.Number, g.When = g.Number, g.Number, max(number, g.Number+1), n.now().UTC()
+	g.Pinned, g.Trial, g.Health, g.Before = false, nil, nil, nil
+	edit(&g)
+	if err := ctx.Err(); err != nil {
+		return g, err
+	}
+	if _, err := n.record(g, m, target); err != nil {
+		return g, fmt.Errorf("record generation %d: %w", g.Number, err)
+	}
+	return g, nil
 }

@@ -114,3 +114,66 @@ func TestSideHasWhatIsTheNodes(t *testing.T) {
 	write(t, filepath.Join(dir, "prog"), "damaged!")
 	isErr(t, other.Verify(bg(), made), ErrDamaged, `"prog"`)
 }
+
+// The way back to the other side takes along what the node changed meanwhile
+// where that is not in question, asks where it is, and never takes back what
+// is never to be.
+func TestSideBack(t *testing.T) {
+	w := tiny(t, func(dir string) {
+		write(t, dir+"/prog", "new prog")
+		write(t, dir+"/etc/app/conf", "new conf")
+		write(t, dir+"/etc/shadow", "new password")
+	})
+	write(t, w.at("etc/shadow"), "old password")
+	n := w.node()
+	dir := filepath.Join(filepath.Dir(w.dir), "side")
+	ok(t, os.Mkdir(dir, 0o700))
+	other := open(t, dir)
+	goal := Target{Manifest: snapshot(t, w.new), Image: "new:2"} // cut as the record of the old tree is
+	goal.Never = must(t, "/etc/shadow")
+	goal.Policy.Default = Take
+	toSide(t, n, other, goal, chunked(t, w.new, snapshot(t, w.new), 1<<20))
+
+	// The node runs on the other side, and changes things there.
+	write(t, filepath.Join(dir, "etc/passwd"), "with joe")
+	write(t, filepath.Join(dir, "etc/shadow"), "of joe")
+	write(t, filepath.Join(dir, "etc/new"), "made here")
+	before := snapshot(t, dir)
+	p, err := other.PlanSideBack(bg(), n, Policy{}, "x")
+	ok(t, err)
+	ok(t, p.Err())
+	ok(t, n.Stage(bg(), p, nil))
+	g, err := n.Switch(bg(), p)
+	ok(t, err)
+	if g.Number != 3 || g.Of != 2 || g.To != 1 {
+		t.Errorf("generation %+v", g)
+	}
+	same(t, "the side that runs", before, snapshot(t, dir))
+	for path, want := range map[string]string{"prog": "old prog", "etc/app/conf": "old etc/app/conf", "etc/passwd": "with joe", "etc/shadow": "of joe", "etc/new": "made here"} {
+		if got := read(t, w.at(path)); got != want {
+			t.Errorf("%s holds %q after the way back, want %q", path, got, want)
+		}
+	}
+	ok(t, n.Verify(bg(), p))
+
+	// What both changed is asked about.
+	write(t, filepath.Join(dir, "etc/app/conf"), "the node's")
+	p, err = other.PlanSideBack(bg(), n, Policy{}, "x")
+	ok(t, err)
+	isErr(t, p.Err(), ErrConflict, "etc/app/conf")
+
+	again, err := n.Again(bg(), 7, func(g *Generation) { g.Result, g.Reason = "reverted", "it did not start" })
+	ok(t, err)
+	if again.Number != 7 || again.From != 3 || again.Image != g.Image {
+		t.Errorf("recorded again: %+v", again)
+	}
+	first, err := n.Manifest(3)
+	ok(t, err)
+	second, err := n.Manifest(7)
+	ok(t, err)
+	if first.ID() != second.ID() {
+		t.Error("the record of it is another one")
+	}
+	_, err = n.Rollback(bg(), 3, Policy{}, "x")
+	ok(t, err)
+}

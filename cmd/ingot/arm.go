@@ -41,6 +41,9 @@ func (a *armer) arm(ctx context.Context, n *site.Node, ref string) (string, erro
 	if ref == "" {
 		return "", withHint(errors.New("its classes name no image"), "set image: in profile/CLASS.yaml, or use --image")
 	}
+	if _, err := sidesOf(&prof.Profile); err != nil {
+		return "", err
+	}
 	if prof.Disk == nil {
 		return "", withHint(errors.New("none of its classes has a disk_config"), "write disk_config/DEFAULT; `ingot init` shows an example")
 	}

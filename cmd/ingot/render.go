@@ -14,7 +14,9 @@ import (
 	"ingot/imager"
 	"ingot/installer"
 	"ingot/internal/digest"
+	"ingot/internal/pattern"
 	"ingot/inventory"
+	"ingot/rollback/sides"
 	"ingot/site"
 	"ingot/templates"
 	"ingot/web"
@@ -191,6 +193,9 @@ func renderJob(ctx context.Context, w *world, s *site.Site, n *site.Node, in inv
 		Overlay: over.Manifest.Encode(), Data: over.Data, OperatorKeys: s.Operators.SSHKeys, By: in.By,
 		Loader: r.Profile.Loader, Finish: r.Profile.Finish,
 	}
+	if job.Sides, err = sidesOf(&r.Profile); err != nil {
+		return installer.Job{}, fmt.Errorf("node %q: %w", n.Name, err)
+	}
 	if err := addKeys(ctx, w, n.Name, r.Profile.HostKeys, &job); err != nil {
 		return installer.Job{}, err
 	}
@@ -202,6 +207,19 @@ func renderJob(ctx context.Context, w *world, s *site.Site, n *site.Node, in inv
 		job.Scripts = append(job.Scripts, installer.Script{Class: x.Class, Name: x.Path, Content: content})
 	}
 	return job, nil
+}
+
+// sidesOf says how a node with two sides is divided; nil for others. What two
+// sides cannot share is an error that names it.
+func sidesOf(p *classes.Profile) (*installer.Sides, error) {
+	if p.Update != "slots" {
+		return nil, nil
+	}
+	trees, own, err := sides.Share(append(pattern.NodeOwned().Strings(), p.NodeOwned...))
+	if err != nil {
+		return nil, withHint(err, "name whole directories in node_owned, or use update: live")
+	}
+	return &installer.Sides{Other: p.Sides.Other, Shared: p.Sides.Shared, Env: p.Sides.Env, Trees: trees, Own: own}, nil
 }
 
 // addKeys adds the host keys that the server keeps for the node, and the
