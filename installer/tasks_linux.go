@@ -291,7 +291,14 @@ func (r *Run) write(ctx context.Context) error {
 	var mu sync.Mutex
 	r.written = make(map[string]written, len(r.target.Entries))
 	src := imager.Layered{Data: r.job.Data, Below: &store.Fetcher{Index: r.index, Read: r.Client.ReadPack, Parallel: 2}}
+	var at []string
+	for _, m := range r.mounts {
+		if rel, err := filepath.Rel(Target, m.dir); err == nil && rel != "." {
+			at = append(at, rel)
+		}
+	}
 	err := tree.Write(ctx, Target, r.target, src, tree.WriteOptions{
+		Mounted:  at,
 		Progress: func(bytes, _ int64) { r.progress(func(p *Progress) { p.Done = bytes }) },
 		OnWritten: func(path string, st entry.Stat) {
 			mu.Lock()

@@ -366,3 +366,26 @@ func asNobody(t *testing.T, dir string) {
 		t.Errorf("a directory that cannot be read: %v", err)
 	}
 }
+
+// A tree is written over file systems that are mounted in it; whatever else is
+// there is refused.
+func TestWriteOverMountPoints(t *testing.T) {
+	dst := t.TempDir()
+	www := dirEntry("srv/www")
+	www.Mode = 0o2775
+	m := treeOf(dirEntry("home"), fileEntry("home/letter", "x"), dirEntry("srv"), www, fileEntry("srv/www/index", "x"))
+	for _, dir := range []string{"srv/www", "home", "data"} {
+		must(t, os.MkdirAll(filepath.Join(dst, dir), 0o755))
+	}
+	write := func(at ...string) error {
+		return Write(t.Context(), dst, m, mapSource{chunks: chunksOf("x")}, WriteOptions{Mounted: at})
+	}
+	if err := write("srv/www", "data"); !errors.Is(err, ErrNotEmpty) || !strings.Contains(err.Error(), `"home"`) {
+		t.Errorf("over a directory that is no mount point: %v", err)
+	}
+	must(t, write("srv/www", "data", "home"))
+	got, err := os.ReadFile(filepath.Join(dst, "srv/www/index"))
+	if st, serr := os.Stat(filepath.Join(dst, "srv/www")); err != nil || serr != nil || string(got) != "x" || st.Mode()&os.ModeSetgid == 0 {
+		t.Errorf("%q, %v; %v, %v", got, err, st, serr)
+	}
+}

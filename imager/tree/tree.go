@@ -129,6 +129,9 @@ type WriteOptions struct {
 	Lossy bool
 	// Lost is told what could not be restored, from several goroutines.
 	Lost func(path string, err error)
+	// Mounted are directories, as paths in the tree, that are there already with
+	// what leads to them: other file systems are mounted there.
+	Mounted []string
 	// Sync makes the tree durable (syncfs) before Write returns.
 	Sync bool
 	Log  *slog.Logger

@@ -26,7 +26,8 @@ import (
 var ErrNotEmpty = errors.New("the directory is not empty")
 
 // Write makes the tree m in the directory dir, which has to be empty but for
-// the lost+found of a fresh file system and ingot's own state. Every chunk is
+// the lost+found of a fresh file system, ingot's own state, and the mount points
+// of WriteOptions.Mounted. Every chunk is
 // asked of src once. A manifest that Validate accepts cannot make it write
 // outside dir, whoever wrote it. When it fails, what was written stays.
 func Write(ctx context.Context, dir string, m *manifest.Manifest, src Source, o WriteOptions) error {
@@ -58,6 +59,7 @@ type writer struct {
 	dirs   *dirCache
 	groups map[string]bool // first names that have hard links: their state is not final before these
 	kept   bool            // lost+found was there
+	there  map[string]bool // so were these: mount points and what leads to them
 	chunks chunkUses
 	parts  partSet
 
@@ -79,11 +81,16 @@ func newWriter(root int, m *manifest.Manifest, o *WriteOptions) *writer {
 		o.Lossy = true
 	}
 	w := &writer{root: root, m: m, o: o, mask: umask(), dirs: newDirCache(root),
-		groups: map[string]bool{}, lost: map[string]*lostKind{}, unmade: map[string]bool{},
+		groups: map[string]bool{}, there: map[string]bool{}, lost: map[string]*lostKind{}, unmade: map[string]bool{},
 		me: entry.Entry{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())}}
 	for i := range m.Entries {
 		if l := m.Entries[i].Link; l != "" {
 			w.groups[l] = true
+		}
+	}
+	for _, at := range o.Mounted {
+		for ; at != "." && at != "/" && at != ""; at = path.Dir(at) {
+			w.there[at] = true
 		}
 	}
 	return w
@@ -161,6 +168,9 @@ func (w *writer) prepare() error {
 		case "lost+found":
 			w.kept = true
 		default:
+			if w.there[n] {
+				continue
+			}
 			return fmt.Errorf("%w: it has %q", ErrNotEmpty, n)
 		}
 	}
@@ -191,7 +201,7 @@ func (w *writer) makeDirs(ctx context.Context) error {
 		}
 		err = unix.Mkdirat(parent.fd, name, 0700)
 		w.dirs.put(parent)
-		if errors.Is(err, unix.EEXIST) && w.kept && e.Path == "lost+found" {
+		if errors.Is(err, unix.EEXIST) && (w.kept && e.Path == "lost+found" || w.there[e.Path]) {
 			err = nil
 		}
 		if err != nil {
