@@ -168,10 +168,9 @@ func (w *writer) prepare() error {
 		case "lost+found":
 			w.kept = true
 		default:
-			if w.there[n] {
-				continue
+			if !w.there[n] {
+				return fmt.Errorf("%w: it has %q", ErrNotEmpty, n)
 			}
-			return fmt.Errorf("%w: it has %q", ErrNotEmpty, n)
 		}
 	}
 	plain := w.me

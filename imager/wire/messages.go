@@ -35,6 +35,9 @@ type Request struct {
 	// connection, that it may stay as it is; 0: it need not be told.
 	Confirm time.Duration `json:"confirm,omitempty"`
 
+	Mode     string `json:"mode,omitempty"`      // push and rollback: "live" changes the side that runs of a node with two; "": as it was installed
+	NoReboot bool   `json:"no_reboot,omitempty"` // push and rollback of a node with two sides: not now
+
 	// push
 	Ref       string    `json:"ref,omitempty"`     // the image as the operator named it
 	Image     digest.ID `json:"image,omitzero"`    // of its manifest
@@ -202,6 +205,10 @@ type Done struct {
 	Reused int64 `json:"reused_bytes,omitempty"`
 	// Trial says that the node goes back unless it is told in time to stay.
 	Trial bool `json:"trial,omitempty"`
+	// Booting says that the node starts anew now, from its other side; NextBoot
+	// that it does so the next time.
+	Booting  bool `json:"booting,omitempty"`
+	NextBoot bool `json:"next_boot,omitempty"`
 	// Reverted says why the node has gone back; Generation is what it is then.
 	Reverted string `json:"reverted,omitempty"`
 	// Health is what was looked at after the switch, a line each.
