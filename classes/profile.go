@@ -118,7 +118,7 @@ type setting struct {
 func (p *Profile) settings() []setting {
 	return []setting{
 		{"boot", &p.Boot, []string{"image", "local"}, []string{"packages", "template", "live", "rescue"}},
-		{"update", &p.Update, []string{"live"}, []string{"slots", "btrfs"}},
+		{"update", &p.Update, []string{"live", "slots"}, []string{"btrfs"}},
 		{"kernel.from", &p.Kernel.From, []string{"image"}, nil},
 		{"network", &p.Network, []string{"networkd", "none"}, nil},
 		{"hostkeys", &p.HostKeys, []string{"generate", "image"}, nil},

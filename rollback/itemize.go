@@ -19,7 +19,11 @@ type Change struct {
 }
 
 // Changes itemises the plan, but for directory times: those follow from the others.
+// Of one for the other side it says what differs from the side that runs.
 func (p *Plan) Changes() []Change {
+	if p.shown != nil {
+		return p.shown
+	}
 	where := "the image"
 	if p.To != 0 {
 		where = fmt.Sprintf("generation %d", p.To)

@@ -198,6 +198,7 @@ type Plan struct {
 	Inodes    int64       // of inodes that staging takes
 	Damaged   []Note      // undo copies that are not what they were; their chunks are in Need
 
+	shown  []Change           // what a person is shown instead of the steps
 	vols   volumes            // the top's and those that steps are on
 	room   []room             // what staging takes of each
 	target *manifest.Manifest // to be kept beside the generation; nil for a part and for a rollback

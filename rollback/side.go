@@ -50,6 +50,7 @@ func (n *Node) onto(ctx context.Context, here *Plan, goal *manifest.Manifest, ot
 	p.Conflicts, p.Blocked, p.Notes = here.Conflicts, append(here.Blocked, p.Blocked...), here.Notes
 	p.Generation, p.target, p.goal = here.Generation, here.target, goal
 	p.to, p.Here = max(here.Base, p.Base)+1, here.Empty()
+	p.shown = append([]Change{}, here.Changes()...)
 	record, done := p.record, here.done
 	p.record = func() { record(); p.done = done }
 	if err := other.finish(ctx, p, p.live, p.scan); err != nil {

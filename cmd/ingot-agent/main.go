@@ -96,6 +96,7 @@ func app() *cli.App {
 			{Name: "rollback", Usage: "take this node back to an earlier generation", Flags: []cli.Flag{dir,
 				&cli.IntFlag{Name: "to", Usage: "the generation `N`; the one before by default"},
 				&cli.BoolFlag{Name: "dry-run", Usage: "show what would change"},
+				&cli.BoolFlag{Name: "no-reboot", Usage: "of a node with two sides: it starts from the other one the next time, not now"},
 				&cli.StringSliceFlag{Name: "keep", Usage: "keep local changes of paths like `PATTERN`"},
 				&cli.StringSliceFlag{Name: "take", Usage: "give up local changes of paths like `PATTERN`"}},
 				Description: "EXAMPLES\n   ingot-agent rollback\n   ingot-agent rollback --to 3 --take '/etc/**'\n\n" + exits, Action: alone(rollbackHere)},
@@ -110,6 +111,7 @@ func app() *cli.App {
 				Action:      alone(confirmHere)},
 			{Name: "guard", Usage: "take a generation back unless it is confirmed in time", Hidden: true, Flags: []cli.Flag{dir,
 				&cli.IntFlag{Name: "generation"}, &cli.DurationFlag{Name: "window"}, &cli.StringFlag{Name: "units"}}, Action: alone(guardHere)},
+			{Name: "guard-side", Usage: "start the machine anew unless its side is confirmed", Hidden: true, Action: alone(guardSide)},
 			{Name: "receive", Usage: "serve one request of a controller on standard input and output", Action: alone(receive)},
 		},
 	}

@@ -43,6 +43,9 @@ func roomFor(entries int) { debug.SetMemoryLimit(max(memory, int64(entries)*perE
 // finished whatever becomes of the connection: hanging up and closed pipes are
 // ignored, and the generation tells the next controller how it ended.
 func receive(c *cli.Context) error {
+	if err := isolate(); err != nil {
+		return err
+	}
 	roomFor(0)
 	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
 	in, out := pollable(os.Stdin), pollable(os.Stdout)
@@ -84,6 +87,12 @@ func serve(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 	case wire.VerbPush:
 		return push(ctx, conn, req)
 	case wire.VerbRollback:
+		if conf, err := sidesOf(req); conf != nil || err != nil {
+			if err != nil {
+				return err
+			}
+			return backSide(ctx, conn, conf, req)
+		}
 		return withNode(req.Dir, func(n *rollback.Node) error { return goBack(ctx, conn, n, req) })
 	case wire.VerbConfirm:
 		return confirm(ctx, conn, req)
@@ -197,6 +206,13 @@ func push(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 	}
 	if t.Derived, err = pattern.Parse(derived); err != nil {
 		return fmt.Errorf("laid: %w", err)
+	}
+	if conf, err := sidesOf(req); conf != nil || err != nil {
+		if err != nil {
+			return err
+		}
+		t.Mode = "slots"
+		return pushSide(ctx, conn, conf, t, req)
 	}
 	return withNode(req.Dir, func(n *rollback.Node) error {
 		n.Retention = retention(req)
@@ -365,7 +381,7 @@ func generations(n *rollback.Node) ([]wire.Generation, error) {
 
 func listGenerations(c *cli.Context) error {
 	return withNode(c.String("dir"), func(n *rollback.Node) error {
-		list, err := generations(n)
+		list, err := allGenerations(n)
 		if err != nil {
 			return err
 		}
@@ -398,6 +414,15 @@ func listGenerations(c *cli.Context) error {
 func rollbackHere(c *cli.Context) error {
 	policy, err := policyOf(c.StringSlice("keep"), c.StringSlice("take"), wire.Local{})
 	if err != nil {
+		return err
+	}
+	if conf, err := sidesOf(wire.Request{Dir: c.String("dir")}); conf != nil || err != nil {
+		if err == nil {
+			err = isolate()
+		}
+		if err == nil {
+			err = backHere(c, conf, policy)
+		}
 		return err
 	}
 	return withNode(c.String("dir"), func(n *rollback.Node) error {

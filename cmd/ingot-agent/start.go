@@ -34,6 +34,10 @@ func startSystem(args []string) {
 		unix.Sync()
 		fmt.Fprintln(os.Stderr, unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART))
 	}
+	if err := startSide(); err != nil {
+		fmt.Fprintf(os.Stderr, "ingot-agent: %v\n", err)
+		time.Sleep(10 * time.Second)
+	}
 	var errs []error
 	for _, path := range []string{"/sbin/init", "/etc/init", "/bin/init", "/bin/sh"} { // as the kernel tries them
 		errs = append(errs, unix.Exec(path, append([]string{path}, args...), os.Environ()))

@@ -14,7 +14,7 @@ import (
 // kept tells the controller what the node keeps: it may have been rolled back
 // on its console, or have switched after a connection broke.
 func kept(n *rollback.Node) wire.Kept {
-	list, err := generations(n)
+	list, err := allGenerations(n)
 	if err != nil {
 		list = nil // whether it matters the plan finds out
 	}

@@ -15,6 +15,7 @@ import (
 	"ingot/internal/health"
 	"ingot/internal/units"
 	"ingot/rollback"
+	"ingot/rollback/sides"
 )
 
 // window is how long a request lets its generation be on trial; 0: it is not.
@@ -166,6 +167,14 @@ func goBackNow(ctx context.Context, n *rollback.Node, num int, why string, polic
 // confirm ends a trial, one way or the other. It is asked for over a
 // connection that was made after the switch.
 func confirm(ctx context.Context, conn *wire.Conn, req wire.Request) error {
+	if conf, err := sidesHere(); conf != nil || err != nil {
+		if t, terr := sides.ReadTrial(shared); err == nil && terr == nil && t != nil && t.Generation >= req.To {
+			return confirmSide(conn, conf, req)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	return withNode(req.Dir, func(n *rollback.Node) error {
 		if err := conn.SendKept(kept(n)); err != nil {
 			return err

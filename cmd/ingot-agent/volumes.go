@@ -78,7 +78,7 @@ func devices() ([]device, error) {
 			continue // a drive without a disk
 		}
 		d := device{path: path}
-		d.fstype, d.uuid = rollback.Probe(f)
+		d.fstype, d.uuid = probe(f)
 		f.Close()
 		out = append(out, d)
 	}

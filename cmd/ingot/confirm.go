@@ -24,6 +24,7 @@ const defaultConfirm = 2 * time.Minute
 const (
 	confirmRetry = 500 * time.Millisecond
 	confirmAfter = 90 * time.Second
+	bootWait     = 12 * time.Minute // for a node that starts from its other side, and perhaps comes back
 )
 
 func confirmFlag(usual time.Duration) cli.Flag {
@@ -65,6 +66,9 @@ func (p *program) switched(ctx context.Context, w *world, n *site.Node, bar *bar
 	defer giveUp()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(switchWait, giveUp) })()
 	window := req.Confirm + health.Budget(req.Checks)
+	if out.Done.Booting {
+		window += bootWait
+	}
 	why, said := after.controller(alive)
 	done, err := p.confirm(alive, w, trial{n, out.Done.Generation.Number, window, begun}, why, bar)
 	out.Done.Health = append(orNone(done.Health, out.Done.Health), said...)
@@ -79,6 +83,9 @@ func (p *program) switched(ctx context.Context, w *world, n *site.Node, bar *bar
 func (w *world) recordGeneration(ctx context.Context, node string, made inventory.Generation, done wire.Done, by string) error {
 	g := done.Generation
 	made.Node, made.Number, made.By = node, g.Number, by
+	if g.Mode != "" { // what the node says
+		made.Mode = g.Mode
+	}
 	if done.Reverted == "" {
 		return w.state.AddGeneration(ctx, made)
 	}

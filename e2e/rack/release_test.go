@@ -123,23 +123,7 @@ func (b *bench) releases() {
 	b.must(os.Mkdir(dir, 0o755))
 	b.run("push", image, "--dir", dir)
 	b.must(os.RemoveAll(filepath.Join(dir, ".ingot")))
-	put := func(files map[string]string) {
-		for name, text := range files {
-			path := filepath.Join(dir, name)
-			b.must(os.MkdirAll(filepath.Dir(path), 0o755))
-			if text == "" {
-				b.must(os.Remove(path))
-				continue
-			}
-			mode := os.FileMode(0o644)
-			if strings.HasPrefix(text, "#!") {
-				mode = 0o755
-			}
-			b.must(os.WriteFile(path, []byte(text), mode))
-			b.must(os.Chmod(path, mode))
-		}
-	}
-	put(goodRelease)
+	b.put(dir, goodRelease)
 	wants := filepath.Join(dir, "etc/systemd/system/multi-user.target.wants")
 	b.must(os.MkdirAll(wants, 0o755))
 	for _, unit := range []string{"app", "firewall"} {
@@ -150,7 +134,7 @@ func (b *bench) releases() {
 		for file := range files { // one
 			path, kept := filepath.Join(dir, file), filepath.Join(b.rack.Dir(), "kept")
 			b.command("cp", "-a", path, kept)
-			put(files)
+			b.put(dir, files)
 			b.run("image", "capture", dir, "app:"+name)
 			b.must(os.RemoveAll(path))
 			b.must(os.Rename(kept, path))
@@ -162,6 +146,25 @@ func (b *bench) releases() {
 	kernel, err := os.Readlink(filepath.Join(dir, "vmlinuz"))
 	b.must(err)
 	capture("kernel", map[string]string{kernel: strings.Repeat("not a kernel\n", 1000)})
+}
+
+// put writes files into a tree, programs among them; one without a text goes.
+func (b *bench) put(dir string, files map[string]string) {
+	b.t.Helper()
+	for name, text := range files {
+		path := filepath.Join(dir, name)
+		b.must(os.MkdirAll(filepath.Dir(path), 0o755))
+		if text == "" {
+			b.must(os.Remove(path))
+			continue
+		}
+		mode := os.FileMode(0o644)
+		if strings.HasPrefix(text, "#!") {
+			mode = 0o755
+		}
+		b.must(os.WriteFile(path, []byte(text), mode))
+		b.must(os.Chmod(path, mode))
+	}
 }
 
 // recorded checks how the last deployment ended for n1.

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ingot/internal/durable"
 )
 
@@ -93,3 +95,33 @@ func (t *Trial) Write(dir string) error {
 	}
 	return durable.WriteFile(filepath.Join(dir, trialFile), append(b, '\n'), 0o600)
 }
+
+// Change changes the trial at dir while nobody else does. Where there is none,
+// or it is over, fn is not called and the error is ErrOver.
+func Change(dir string, fn func(*Trial) error) (*Trial, error) {
+	lock, err := os.OpenFile(filepath.Join(dir, trialFile+".lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if errors.Is(err, fs.ErrNotExist) { // there never was one
+		return nil, ErrOver
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return nil, err
+	}
+	t, err := ReadTrial(dir)
+	if err == nil && !t.Open() {
+		err = ErrOver
+	}
+	if err == nil {
+		err = fn(t)
+	}
+	if err != nil {
+		return t, err
+	}
+	return t, t.Write(dir)
+}
+
+// ErrOver says that no side is on trial.
+var ErrOver = errors.New("no side is on trial")

@@ -1,0 +1,400 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+
+	"ingot/imager/wire"
+	"ingot/internal/health"
+	"ingot/rollback"
+	"ingot/rollback/sides"
+)
+
+// asked is what a trial remembers of the request that made it.
+type asked struct {
+	Ref    string         `json:"ref,omitempty"`
+	By     string         `json:"by,omitempty"`
+	Checks []health.Check `json:"checks,omitempty"`
+}
+
+// sidesOf returns the sides of the node that a request is about, nil where it
+// is to be changed in place.
+func sidesOf(req wire.Request) (*sides.Config, error) {
+	if req.Dir != "/" || req.Mode == "live" {
+		return nil, nil
+	}
+	return sidesHere()
+}
+
+// pushSide makes the other side what the node is to be, and starts it once.
+func pushSide(ctx context.Context, conn *wire.Conn, conf *sides.Config, t rollback.Target, req wire.Request) error {
+	if req.Within != "" {
+		return errors.New("a part of an image cannot be pushed to the other side: --mode live changes the one that runs")
+	}
+	return withPair(conf, func(p *pair) (err error) {
+		p.here.Retention = retention(req)
+		if t.Manifest, err = targetOf(conn, p.here, req); err != nil {
+			return err
+		}
+		if err := conn.Send(wire.KindProgress, wire.Progress{Task: "compare"}); err != nil {
+			return err
+		}
+		roomFor(2 * len(t.Manifest.Entries))
+		plan, err := p.here.PlanSide(ctx, t, p.other)
+		t.Manifest = nil
+		if err != nil {
+			return err
+		}
+		return p.carryOut(ctx, conn, plan, req, source(conn, p.here, req))
+	})
+}
+
+// backSide makes the other side what it was, with what is the node's own, and
+// starts it.
+func backSide(ctx context.Context, conn *wire.Conn, conf *sides.Config, req wire.Request) error {
+	policy, err := policyOf(req.Keep, req.Take, req.Usual)
+	if err != nil {
+		return err
+	}
+	return withPair(conf, func(p *pair) error {
+		p.here.Retention = retention(req)
+		if err := conn.SendKept(kept(p.here)); err != nil {
+			return err
+		}
+		plan, err := p.planBack(ctx, req.To, policy, req.By)
+		if err != nil {
+			return err
+		}
+		return p.carryOut(ctx, conn, plan, req, source(conn, p.here, req))
+	})
+}
+
+// withPair opens both sides for fn, unless one is on trial.
+func withPair(conf *sides.Config, fn func(*pair) error) error {
+	if t, err := sides.ReadTrial(shared); err != nil {
+		return err
+	} else if t.Open() {
+		return &sideBusyError{t}
+	}
+	p, err := openPair(conf)
+	if err != nil {
+		return err
+	}
+	return errors.Join(fn(p), p.Close())
+}
+
+// sideBusyError says that a side is on trial. errors.Is(err, rollback.ErrOnTrial).
+type sideBusyError struct{ t *sides.Trial }
+
+func (e *sideBusyError) Error() string {
+	return fmt.Sprintf("side %s, generation %d, waits to be started or confirmed", e.t.Side, e.t.Generation)
+}
+
+// Is makes it an ErrOnTrial.
+func (e *sideBusyError) Is(target error) bool { return target == rollback.ErrOnTrial }
+
+// planBack plans the way back to the other side; to is 0 or what is there.
+func (p *pair) planBack(ctx context.Context, to int, policy rollback.Policy, by string) (*rollback.Plan, error) {
+	if entries, err := p.here.Entries(); err == nil {
+		roomFor(2 * entries)
+	}
+	cur, err := p.other.Current()
+	if errors.Is(err, rollback.ErrNoGeneration) {
+		return nil, fmt.Errorf("nothing was pushed to the other side yet: %w", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if to != 0 && to != cur.Number {
+		return nil, fmt.Errorf("generation %d: the other side is generation %d: %w", to, cur.Number, rollback.ErrNoGeneration)
+	}
+	return p.here.PlanSideBack(ctx, p.other, policy, by)
+}
+
+// carryOut shows the plan, and when the controller agrees writes the other side.
+func (p *pair) carryOut(ctx context.Context, conn *wire.Conn, plan *rollback.Plan, req wire.Request, src rollback.Source) error {
+	s := summary(plan)
+	s.From = plan.Next() - 1
+	if err := plan.Err(); err != nil && !req.DryRun {
+		return err
+	} else if err != nil {
+		e := describe(err)
+		s.Refused = &e
+	}
+	if err := conn.SendPlan(s); err != nil {
+		return err
+	}
+	f, err := conn.Next(nil)
+	if err != nil || f.Kind != wire.KindRequest {
+		return err // seen enough, or gone
+	}
+	cur, err := p.here.Current()
+	if err != nil {
+		return err
+	}
+	if plan.Here && req.Verb == wire.VerbPush {
+		return conn.Send(wire.KindAnswer, wire.Done{Generation: generation(cur, cur.Number), Unchanged: true})
+	}
+	if err := conn.Send(wire.KindProgress, wire.Progress{Task: "stage", Total: plan.NeedBytes}); err != nil {
+		return err
+	}
+	if err := p.other.Stage(ctx, plan, src); err != nil {
+		return damaged(plan, err)
+	}
+	if err := conn.SendRaw(wire.KindSwitch, nil); err != nil {
+		return err
+	}
+	if err := conn.Expect(wire.KindSwitch, nil, nil); err != nil {
+		return err
+	}
+	begun := time.Now()
+	g, err := p.other.Switch(context.WithoutCancel(ctx), plan)
+	if err != nil {
+		return err
+	}
+	conn.Send(wire.KindProgress, wire.Progress{Task: "verify"}) // nobody need be there any more
+	if err := p.verified(ctx, plan); err != nil {
+		return err
+	}
+	if err := p.tell(g, cur.Number, window(req), asked{Ref: g.Image, By: req.By, Checks: req.Checks}); err != nil {
+		return err
+	}
+	done := wire.Done{Generation: generation(g, g.Number), Notes: some(notes(plan.Notes)), Reused: plan.Reused,
+		SwitchSeconds: time.Since(begun).Seconds(), Booting: !req.NoReboot, NextBoot: req.NoReboot, Trial: !req.NoReboot}
+	if err := p.Close(); err != nil {
+		return err
+	}
+	err = conn.Send(wire.KindAnswer, done)
+	if !req.NoReboot {
+		restart()
+	}
+	return err
+}
+
+// verified reads the other side from its disk and compares it with what was
+// written: only what has passed may be started.
+func (p *pair) verified(ctx context.Context, plan *rollback.Plan) error {
+	if err := p.again(); err != nil {
+		return err
+	}
+	return p.other.Verify(context.WithoutCancel(ctx), plan)
+}
+
+// tell completes the other side and tells the boot loader to start it once:
+// the last of all writes.
+func (p *pair) tell(g rollback.Generation, from int, window time.Duration, what asked) error {
+	if err := copyAgent(otherDir); err != nil {
+		return err
+	}
+	if err := p.conf.On(sides.Other(p.conf.Side)).Write(otherDir); err != nil {
+		return err
+	}
+	if err := errors.Join(saveList(p.here, p.conf.Side), saveList(p.other, sides.Other(p.conf.Side))); err != nil {
+		return err
+	}
+	for _, dir := range []string{otherDir, shared} {
+		if err := syncAt(dir); err != nil {
+			return err
+		}
+	}
+	b, err := json.Marshal(what)
+	if err != nil {
+		return err
+	}
+	t := &sides.Trial{Side: sides.Other(p.conf.Side), Generation: g.Number, From: from, Window: window, Asked: b, Made: time.Now().UTC()}
+	if err := t.Write(shared); err != nil {
+		return err
+	}
+	return withEnv(p.conf, 0, func(dir string) error {
+		e, err := sides.ReadEnv(dir)
+		if err != nil {
+			return err
+		}
+		e.Try = t.Side
+		return sides.WriteEnv(dir, e)
+	})
+}
+
+// restart starts the machine anew: in order where that is possible.
+func restart() {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if exec.CommandContext(ctx, "systemctl", "reboot", "--no-block").Run() == nil {
+		return
+	}
+	unix.Sync()
+	fmt.Fprintln(os.Stderr, unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART))
+}
+
+// confirmSide ends the trial of a side, one way or the other.
+func confirmSide(conn *wire.Conn, conf *sides.Config, req wire.Request) error {
+	n, err := rollback.Open("/", nil)
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	n.Boots = true
+	if err := conn.SendKept(kept(n)); err != nil {
+		return err
+	}
+	cur, err := n.Current()
+	if err != nil {
+		return err
+	}
+	t, err := sides.ReadTrial(shared)
+	switch {
+	case err != nil:
+		return err
+	case t.Open() && t.Side != conf.Side:
+		return &sideBusyError{t}
+	case t.Open() && t.Generation == req.To && req.Reason != "":
+		giveUp(req.Reason)
+		return errUnchecked // it goes down
+	case t.Open() && t.Looked.IsZero():
+		return errUnchecked
+	case t.Open() && t.Generation == req.To && t.Reason == "":
+		if err := stay(conf, req.By); err != nil {
+			return err
+		}
+	case t == nil || t.Generation != req.To || t.Open():
+		return fmt.Errorf("generation %d: %w", req.To, rollback.ErrNoTrial)
+	case t.Reason != "":
+		return fmt.Errorf("generation %d: %w", req.To, rollback.ErrNoTrial) // the list says why
+	}
+	return conn.Send(wire.KindAnswer, wire.Done{Generation: generation(cur, cur.Number), Health: healthLines(cur.Health)})
+}
+
+// stay makes the side that runs, and is on trial, the one that is started. The
+// boot loader is told first: when that is done it is true.
+func stay(conf *sides.Config, by string) error {
+	_, err := sides.Change(shared, func(t *sides.Trial) error {
+		if t.Side != conf.Side || t.Reason != "" {
+			return sides.ErrOver
+		}
+		if err := withEnv(conf, 0, func(dir string) error { return sides.WriteEnv(dir, sides.Env{Side: conf.Side}) }); err != nil {
+			return err
+		}
+		t.Ended, t.By = time.Now().UTC(), by
+		return nil
+	})
+	return err
+}
+
+// giveUp notes why the side that runs does not stay, and starts the machine anew.
+func giveUp(why string) {
+	_, err := sides.Change(shared, func(t *sides.Trial) error {
+		if t.Reason == "" {
+			t.Reason = why
+		}
+		return nil
+	})
+	if errors.Is(err, sides.ErrOver) {
+		return
+	}
+	restart()
+}
+
+// sideList is where a side leaves the list of its generations for the other one.
+func sideList(side string) string { return filepath.Join(shared, "ingot/generations-"+side+".json") }
+
+func saveList(n *rollback.Node, side string) error {
+	list, err := generations(n)
+	if err != nil {
+		return err
+	}
+	b, err := json.Marshal(list)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(sideList(side)), 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(sideList(side), b, 0o600)
+}
+
+// allGenerations adds to those of the tree those of the node's other side. What
+// was found on a side before the first push is not one.
+func allGenerations(n *rollback.Node) ([]wire.Generation, error) {
+	list, err := generations(n)
+	if err != nil {
+		return nil, err
+	}
+	if !n.Boots {
+		return list, nil
+	}
+	conf, err := sidesHere()
+	if conf == nil || err != nil {
+		return list, err
+	}
+	b, err := os.ReadFile(sideList(sides.Other(conf.Side)))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	var more []wire.Generation
+	if err == nil {
+		if err := json.Unmarshal(b, &more); err != nil {
+			return nil, err
+		}
+	}
+	for i := range more {
+		more[i].Current = false
+	}
+	list = slices.DeleteFunc(append(list, more...), func(g wire.Generation) bool { return g.Kind == "found" })
+	slices.SortStableFunc(list, func(a, b wire.Generation) int { return a.Number - b.Number })
+	return list, nil
+}
+
+// backHere is `rollback` on the console of a node with two sides.
+func backHere(c *cli.Context, conf *sides.Config, policy rollback.Policy) error {
+	booting := false
+	err := withPair(conf, func(p *pair) error {
+		plan, err := p.planBack(c.Context, c.Int("to"), policy, "console")
+		if err != nil {
+			return err
+		}
+		if c.Bool("dry-run") {
+			for _, ch := range summary(plan).Changes {
+				fmt.Fprintf(c.App.Writer, "%-8s %q  %s\n", ch.Kind, ch.Path, ch.Why)
+			}
+			return plan.Err()
+		}
+		if err := plan.Err(); err != nil {
+			return err
+		}
+		cur, err := p.here.Current()
+		if err != nil {
+			return err
+		}
+		if err := p.other.Stage(c.Context, plan, nil); err != nil {
+			return err
+		}
+		ctx := context.WithoutCancel(c.Context)
+		g, err := p.other.Switch(ctx, plan)
+		if err != nil {
+			return err
+		}
+		if err := p.verified(ctx, plan); err != nil {
+			return err
+		}
+		if err := p.tell(g, cur.Number, 0, asked{Ref: g.Image, By: "console"}); err != nil {
+			return err
+		}
+		booting = true
+		fmt.Fprintf(c.App.Writer, "generation %d, %s, starts the next time, from side %s\n", g.Number, g.Image, sides.Other(conf.Side))
+		return nil
+	})
+	if err == nil && booting && !c.Bool("no-reboot") {
+		restart()
+	}
+	return err
+}
