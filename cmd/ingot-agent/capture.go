@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,6 +33,13 @@ func capture(ctx context.Context, conn *wire.Conn, req wire.Request) (err error)
 	node, err := installed(req.Dir)
 	if err != nil {
 		return err
+	}
+	if conf, err := sidesOf(req); err != nil {
+		return err
+	} else if conf != nil { // what both sides share is part of the tree that runs
+		for _, at := range slices.Concat(conf.Trees, conf.Own) {
+			node.volumes[at] = true
+		}
 	}
 	how := req.Snapshot
 	if how == snapshot.Auto && len(node.volumes) > 0 {

@@ -27,10 +27,10 @@ type asked struct {
 	Checks []health.Check `json:"checks,omitempty"`
 }
 
-// sidesOf returns the sides of the node that a request is about, nil where it
-// is to be changed in place.
+// sidesOf returns the sides of the node that a request is about, nil for one
+// that is changed in place.
 func sidesOf(req wire.Request) (*sides.Config, error) {
-	if req.Dir != "/" || req.Mode == "live" {
+	if req.Dir != "/" {
 		return nil, nil
 	}
 	return sidesHere()
@@ -39,7 +39,7 @@ func sidesOf(req wire.Request) (*sides.Config, error) {
 // pushSide makes the other side what the node is to be, and starts it once.
 func pushSide(ctx context.Context, conn *wire.Conn, conf *sides.Config, t rollback.Target, req wire.Request) error {
 	if req.Within != "" {
-		return errors.New("a part of an image cannot be pushed to the other side: --mode live changes the one that runs")
+		return errors.New("a part of an image cannot be pushed to a node with two sides: push all of it")
 	}
 	return withPair(conf, func(p *pair) (err error) {
 		p.here.Retention = retention(req)
@@ -148,6 +148,9 @@ func (p *pair) carryOut(ctx context.Context, conn *wire.Conn, plan *rollback.Pla
 	if err := conn.Send(wire.KindProgress, wire.Progress{Task: "stage", Total: plan.NeedBytes}); err != nil {
 		return err
 	}
+	if err := p.settle(); err != nil {
+		return err
+	}
 	if err := p.other.Stage(ctx, plan, src); err != nil {
 		return damaged(plan, err)
 	}
@@ -179,6 +182,18 @@ func (p *pair) carryOut(ctx context.Context, conn *wire.Conn, plan *rollback.Pla
 		restart()
 	}
 	return err
+}
+
+// settle makes sure that the boot loader starts the side that runs, whatever
+// happens from now on: somebody may have chosen it at the boot menu.
+func (p *pair) settle() error {
+	return withEnv(p.conf, 0, func(dir string) error {
+		want := sides.Env{Side: p.conf.Side}
+		if is, err := sides.ReadEnv(dir); err == nil && is == want {
+			return nil
+		}
+		return sides.WriteEnv(dir, want)
+	})
 }
 
 // verified reads the other side from its disk and compares it with what was
@@ -373,6 +388,9 @@ func backHere(c *cli.Context, conf *sides.Config, policy rollback.Policy) error 
 		}
 		cur, err := p.here.Current()
 		if err != nil {
+			return err
+		}
+		if err := p.settle(); err != nil {
 			return err
 		}
 		if err := p.other.Stage(c.Context, plan, nil); err != nil {

@@ -342,17 +342,22 @@ func (b *boots) Installed(ctx context.Context, in inventory.Install, end install
 	if err := b.w.state.SetFact(ctx, in.Node, "classes", strings.Join(end.Classes, " ")); err != nil {
 		return err
 	}
+	mode := "live"
 	if n := b.site().Node(in.Node); n != nil {
-		if r, err := resolveProfile(b.site(), n); err == nil && r.Profile.HostKeys == "image" {
+		r, err := resolveProfile(b.site(), n)
+		if err == nil && r.Profile.HostKeys == "image" {
 			if err := b.w.state.DropHostKeys(ctx, in.Node); err != nil { // the image has brought its own
 				return err
 			}
+		}
+		if err == nil {
+			mode = r.Profile.Update
 		}
 	}
 	if err := b.w.state.SetFact(ctx, in.Node, factGiven, ""); err != nil { // nothing of it is left on the disk
 		return err
 	}
-	err := b.w.state.AddGeneration(ctx, inventory.Generation{Node: in.Node, Number: 1, Ref: in.Ref, Image: in.Image, Overlay: end.Overlay, Mode: "live", Kind: "install", By: in.By})
+	err := b.w.state.AddGeneration(ctx, inventory.Generation{Node: in.Node, Number: 1, Ref: in.Ref, Image: in.Image, Overlay: end.Overlay, Mode: mode, Kind: "install", By: in.By})
 	if err != nil {
 		return err
 	}

@@ -17,7 +17,6 @@ func conflictFlags() []cli.Flag {
 		&cli.StringFlag{Name: "dir", Usage: "not nodes but the directory `DIR` of this machine"},
 		&cli.StringSliceFlag{Name: "keep", Usage: "keep local changes of paths like `PATTERN`"},
 		&cli.StringSliceFlag{Name: "take", Usage: "give up local changes of paths like `PATTERN`; they stay in the generation"},
-		&cli.StringFlag{Name: "mode", Usage: "of a node with two sides: `live` changes the side that runs", DefaultText: "as it was installed"},
 		&cli.BoolFlag{Name: "no-reboot", Usage: "of a node with two sides: it starts from the other one the next time, not now"},
 		bwlimitFlag(), parallelFlag(), jsonFlag(),
 	}
@@ -158,7 +157,7 @@ func (p *program) rollback(c *cli.Context) error {
 
 func (p *program) policy(c *cli.Context, req *wire.Request) {
 	req.DryRun, req.Keep, req.Take, req.Confirm = c.Bool("dry-run"), c.StringSlice("keep"), c.StringSlice("take"), c.Duration("confirm")
-	req.Full, req.Mode, req.NoReboot = c.Bool("checksum"), c.String("mode"), c.Bool("no-reboot")
+	req.Full, req.NoReboot = c.Bool("checksum"), c.Bool("no-reboot")
 }
 
 func (p *program) talk(ctx context.Context, c *cli.Context, w *world, n *site.Node, bar *bar) imager.Talk {

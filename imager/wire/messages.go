@@ -35,8 +35,7 @@ type Request struct {
 	// connection, that it may stay as it is; 0: it need not be told.
 	Confirm time.Duration `json:"confirm,omitempty"`
 
-	Mode     string `json:"mode,omitempty"`      // push and rollback: "live" changes the side that runs of a node with two; "": as it was installed
-	NoReboot bool   `json:"no_reboot,omitempty"` // push and rollback of a node with two sides: not now
+	NoReboot bool `json:"no_reboot,omitempty"` // push and rollback of a node with two sides: not now
 
 	// push
 	Ref       string    `json:"ref,omitempty"`     // the image as the operator named it
