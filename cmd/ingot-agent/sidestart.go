@@ -43,15 +43,15 @@ func startSide() error {
 	if err == nil {
 		err = errors.Join(mountShared(conf), leave())
 	}
-	if err != nil && trying {
+	if err == nil {
+		err = atStart(conf, os.Stderr)
+	}
+	if err != nil && trying { // nobody would guard it
 		fmt.Fprintf(os.Stderr, "ingot-agent: side %s is on trial: %v\n", conf.Side, err)
 		time.Sleep(3 * time.Second)
 		end(unix.LINUX_REBOOT_CMD_RESTART)
 	}
-	if err != nil {
-		return err
-	}
-	return atStart(conf, os.Stderr)
+	return err
 }
 
 func mountShared(conf *sides.Config) error {
@@ -151,6 +151,9 @@ func guardSide(c *cli.Context) error {
 		t, err := sides.ReadTrial(shared)
 		if err != nil {
 			fmt.Fprintf(c.App.ErrWriter, "<3>ingot: %v\n", err)
+			if time.Since(begun) > startWait {
+				restart()
+			}
 			continue
 		}
 		if !t.Open() {
