@@ -15,14 +15,14 @@ const loginWait = 8 * time.Minute
 
 // Two machines at once. n1, with BIOS: power-on to a login, while the server is
 // killed in the middle of the installation and started again; the power cycle
-// afterwards boots the disk. n2, with UEFI, btrfs and a file system for /opt: the power is cut in the
+// afterwards boots the disk. n2, with UEFI and btrfs: the power is cut in the
 // middle of the writing; the next power-on installs by itself, and the disk is
 // booted although the firmware's boot order has the network first. Both are
 // kept for the tests that begin with machines that are installed.
 func TestInstallationsSurvive(t *testing.T) {
 	b := newBench(t, false, lab.Machine{Name: "n1", Firmware: lab.BIOS}, lab.Machine{Name: "n2", Firmware: lab.UEFI})
 	b.run("node", "set", "n2", "--class", "BTRFS")
-	b.write("disk_config/BTRFS", strings.Replace(disksText, "ext4 rw", "btrfs rw", 1)+"primary /opt 256M ext4 rw\n")
+	b.write("disk_config/BTRFS", strings.Replace(disksText, "ext4 rw", "btrfs rw", 1))
 	b.run("node", "set", "all", "--install")
 	b.serve()
 	start := time.Now()
