@@ -2,6 +2,7 @@ package rollback
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"ingot/internal/digest"
@@ -27,11 +28,7 @@ func (n *Node) PlanSide(ctx context.Context, t Target, other *Node) (*Plan, erro
 	if err != nil {
 		return nil, fmt.Errorf("plan: %w", err)
 	}
-	goal := here.goals()
-	if err := here.records(); err != nil {
-		return nil, fmt.Errorf("plan: %w", err)
-	}
-	p, err := n.onto(ctx, here, goal, other, t.Full)
+	p, err := n.onto(ctx, here, other, t.Full)
 	if err != nil {
 		return nil, fmt.Errorf("plan the other side: %w", err)
 	}
@@ -39,8 +36,9 @@ func (n *Node) PlanSide(ctx context.Context, t Target, other *Node) (*Plan, erro
 }
 
 // onto plans how the other side becomes what a plan of this tree leads to.
-func (n *Node) onto(ctx context.Context, here *Plan, goal *manifest.Manifest, other *Node, full bool) (*Plan, error) {
-	if err := goal.Validate(); err != nil {
+func (n *Node) onto(ctx context.Context, here *Plan, other *Node, full bool) (*Plan, error) {
+	goal := here.goals()
+	if err := errors.Join(here.records(), goal.Validate()); err != nil {
 		return nil, fmt.Errorf("what it is to be: %w", err)
 	}
 	p, err := other.exactly(ctx, goal, full)
@@ -49,6 +47,7 @@ func (n *Node) onto(ctx context.Context, here *Plan, goal *manifest.Manifest, ot
 	}
 	p.Conflicts, p.Blocked, p.Notes = here.Conflicts, append(here.Blocked, p.Blocked...), here.Notes
 	p.Generation, p.target, p.goal = here.Generation, here.target, goal
+	p.Generation.Before = nil // of this tree; the plan's own is that of the other one
 	p.to, p.Here = max(here.Base, p.Base)+1, here.Empty()
 	p.shown = append([]Change{}, here.Changes()...)
 	record, done := p.record, here.done
@@ -216,11 +215,7 @@ func (n *Node) sideBack(ctx context.Context, other *Node, policy Policy, by stri
 	if err != nil {
 		return nil, err
 	}
-	goal := here.goals()
-	if err := here.records(); err != nil {
-		return nil, err
-	}
-	p, err := n.onto(ctx, here, goal, other, false)
+	p, err := n.onto(ctx, here, other, false)
 	if err != nil {
 		return nil, err
 	}
