@@ -226,7 +226,10 @@ func (s *Space) profile(r *Resolved, probs *problem.List) error {
 	if r.Profile.Boot == "image" && r.Profile.Image == "" {
 		d.Bad("boot", "boot: image needs image: NAME:TAG in a profile of the node's classes (%s)", strings.Join(r.Classes, " "))
 	}
-	if r.Profile.Update == "slots" {
+	switch {
+	case r.Profile.Update != "slots" && r.Profile.Sides != Sides{}:
+		d.Bad("sides", "only nodes with update: slots have two sides")
+	case r.Profile.Update == "slots":
 		r.Profile.Sides.check(d, true)
 		if r.Profile.Loader != "grub" {
 			d.Bad("update", "update: slots needs loader: grub")

@@ -138,6 +138,8 @@ func describe(err error) wire.Error {
 		e.Kind, e.Hint = "changed", "capture it again"
 	case errors.Is(err, rollback.ErrBusy):
 		e.Kind, e.Hint = "busy", "somebody else changes this node; wait, or end them"
+	case errors.As(err, new(*sideBusyError)):
+		e.Kind, e.Hint = "busy", busyHint
 	case errors.Is(err, rollback.ErrOnTrial):
 		e.Kind, e.Hint = "busy", "the push that made it confirms it, and so does the same push again; `/.ingot/agent confirm` on the node keeps it, a rollback takes it back"
 	case errors.Is(err, errUnchecked):
@@ -257,21 +259,26 @@ func goBack(ctx context.Context, conn *wire.Conn, n *rollback.Node, req wire.Req
 	return carryOut(ctx, conn, n, plan, req)
 }
 
-// carryOut shows the plan, and when the controller agrees stages and switches.
-func carryOut(ctx context.Context, conn *wire.Conn, n *rollback.Node, plan *rollback.Plan, req wire.Request) error {
-	s := summary(plan)
+// shown shows a plan, and reports whether the controller agrees. One that must
+// not be carried out is shown to who only looks.
+func shown(conn *wire.Conn, plan *rollback.Plan, s wire.Plan, req wire.Request) (agreed bool, err error) {
 	if err := plan.Err(); err != nil && !req.DryRun {
-		return err
+		return false, err
 	} else if err != nil {
 		e := describe(err)
 		s.Refused = &e
 	}
 	if err := conn.SendPlan(s); err != nil {
-		return err
+		return false, err
 	}
 	f, err := conn.Next(nil)
-	if err != nil || f.Kind != wire.KindRequest {
-		return err // seen enough, or gone
+	return err == nil && f.Kind == wire.KindRequest, err // or it has seen enough, or is gone
+}
+
+// carryOut shows the plan, and when the controller agrees stages and switches.
+func carryOut(ctx context.Context, conn *wire.Conn, n *rollback.Node, plan *rollback.Plan, req wire.Request) error {
+	if agreed, err := shown(conn, plan, summary(plan), req); !agreed {
+		return err
 	}
 	if plan.Empty() && plan.Base != 0 {
 		cur, err := n.Current()
@@ -329,7 +336,7 @@ func some(list []string) []string {
 }
 
 func summary(p *rollback.Plan) wire.Plan {
-	out := wire.Plan{Need: len(p.Need), NeedBytes: p.NeedBytes, LocalBytes: p.Local(), From: p.Base, Notes: notes(slices.Concat(p.Notes, p.Blocked))}
+	out := wire.Plan{Need: len(p.Need), NeedBytes: p.NeedBytes, LocalBytes: p.Local(), From: p.Base, Next: p.Next(), Notes: notes(slices.Concat(p.Notes, p.Blocked))}
 	for _, c := range p.Changes() {
 		out.Changes = append(out.Changes, wire.Change{Path: c.Path, Kind: c.Kind.String(), Why: c.Why, OldSize: c.OldSize, NewSize: c.NewSize})
 	}
@@ -416,7 +423,7 @@ func rollbackHere(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if conf, err := sidesOf(wire.Request{Dir: c.String("dir")}); conf != nil || err != nil {
+	if conf, err := sidesOf(wire.Request{Dir: c.String("dir"), NoReboot: c.Bool("no-reboot")}); conf != nil || err != nil {
 		if err == nil {
 			err = isolate()
 		}

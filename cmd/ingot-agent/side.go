@@ -33,7 +33,11 @@ func sidesOf(req wire.Request) (*sides.Config, error) {
 	if req.Dir != "/" {
 		return nil, nil
 	}
-	return sidesHere()
+	conf, err := sidesHere()
+	if err == nil && conf == nil && req.NoReboot {
+		err = errors.New("--no-reboot is for nodes with two sides: this one is changed in place, and is not started anew")
+	}
+	return conf, err
 }
 
 // pushSide makes the other side what the node is to be, and starts it once.
@@ -66,6 +70,9 @@ func backSide(ctx context.Context, conn *wire.Conn, conf *sides.Config, req wire
 	if err != nil {
 		return err
 	}
+	if t, err := sides.ReadTrial(shared); err == nil && t.Waits() && t.Side != conf.Side {
+		return forgo(conn, conf, t, req)
+	}
 	return withPair(conf, func(p *pair) error {
 		p.here.Retention = retention(req)
 		if err := conn.SendKept(kept(p.here)); err != nil {
@@ -79,11 +86,33 @@ func backSide(ctx context.Context, conn *wire.Conn, conf *sides.Config, req wire
 	})
 }
 
+// forgo is the way back from what was pushed and waits for the next start: the
+// machine goes on with what it runs.
+func forgo(conn *wire.Conn, conf *sides.Config, t *sides.Trial, req wire.Request) error {
+	return withNode("/", func(n *rollback.Node) error {
+		cur, err := n.Current()
+		if err != nil {
+			return err
+		}
+		if err := conn.SendKept(kept(n)); err != nil {
+			return err
+		}
+		why := fmt.Sprintf("generation %d of side %s is not tried at the next start; the machine goes on with generation %d", t.Generation, t.Side, cur.Number)
+		if agreed, err := shown(conn, &rollback.Plan{}, wire.Plan{From: cur.Number, Notes: []string{why}}, req); !agreed {
+			return err
+		}
+		if err := settleSide(conf); err != nil {
+			return err
+		}
+		return conn.Send(wire.KindAnswer, wire.Done{Generation: generation(cur, cur.Number), Unchanged: true, Notes: []string{why}})
+	})
+}
+
 // withPair opens both sides for fn, unless one is on trial.
 func withPair(conf *sides.Config, fn func(*pair) error) error {
 	if t, err := sides.ReadTrial(shared); err != nil {
 		return err
-	} else if t.Open() {
+	} else if t.Open() && (!t.Waits() || t.Side == conf.Side) {
 		return &sideBusyError{t}
 	}
 	p, err := openPair(conf)
@@ -99,6 +128,9 @@ type sideBusyError struct{ t *sides.Trial }
 func (e *sideBusyError) Error() string {
 	return fmt.Sprintf("side %s, generation %d, waits to be started or confirmed", e.t.Side, e.t.Generation)
 }
+
+// busyHint is what can be done about it.
+const busyHint = "it ends by itself: confirmed by the push that made it, or by `/.ingot/agent confirm` on the node, else the machine starts anew as it was"
 
 // Is makes it an ErrOnTrial.
 func (e *sideBusyError) Is(target error) bool { return target == rollback.ErrOnTrial }
@@ -123,23 +155,13 @@ func (p *pair) planBack(ctx context.Context, to int, policy rollback.Policy, by 
 
 // carryOut shows the plan, and when the controller agrees writes the other side.
 func (p *pair) carryOut(ctx context.Context, conn *wire.Conn, plan *rollback.Plan, req wire.Request, src rollback.Source) error {
-	s := summary(plan)
-	s.From = plan.Next() - 1
-	if err := plan.Err(); err != nil && !req.DryRun {
-		return err
-	} else if err != nil {
-		e := describe(err)
-		s.Refused = &e
-	}
-	if err := conn.SendPlan(s); err != nil {
-		return err
-	}
-	f, err := conn.Next(nil)
-	if err != nil || f.Kind != wire.KindRequest {
-		return err // seen enough, or gone
-	}
 	cur, err := p.here.Current()
 	if err != nil {
+		return err
+	}
+	s := summary(plan)
+	s.From, s.Boots = cur.Number, !req.NoReboot
+	if agreed, err := shown(conn, plan, s, req); !agreed {
 		return err
 	}
 	if plan.Here && req.Verb == wire.VerbPush {
@@ -148,7 +170,7 @@ func (p *pair) carryOut(ctx context.Context, conn *wire.Conn, plan *rollback.Pla
 	if err := conn.Send(wire.KindProgress, wire.Progress{Task: "stage", Total: plan.NeedBytes}); err != nil {
 		return err
 	}
-	if err := p.settle(); err != nil {
+	if err := settleSide(p.conf); err != nil {
 		return err
 	}
 	if err := p.other.Stage(ctx, plan, src); err != nil {
@@ -169,11 +191,11 @@ func (p *pair) carryOut(ctx context.Context, conn *wire.Conn, plan *rollback.Pla
 	if err := p.verified(ctx, plan); err != nil {
 		return err
 	}
-	if err := p.tell(g, cur.Number, window(req), asked{Ref: g.Image, By: req.By, Checks: req.Checks}); err != nil {
+	if err := p.tell(g, cur.Number, window(req), req.NoReboot, asked{Ref: g.Image, By: req.By, Checks: req.Checks}); err != nil {
 		return err
 	}
 	done := wire.Done{Generation: generation(g, g.Number), Notes: some(notes(plan.Notes)), Reused: plan.Reused,
-		SwitchSeconds: time.Since(begun).Seconds(), Booting: !req.NoReboot, NextBoot: req.NoReboot, Trial: !req.NoReboot}
+		SwitchSeconds: time.Since(begun).Seconds(), NextBoot: req.NoReboot, Trial: !req.NoReboot}
 	if err := p.Close(); err != nil {
 		return err
 	}
@@ -184,16 +206,28 @@ func (p *pair) carryOut(ctx context.Context, conn *wire.Conn, plan *rollback.Pla
 	return err
 }
 
-// settle makes sure that the boot loader starts the side that runs, whatever
-// happens from now on: somebody may have chosen it at the boot menu.
-func (p *pair) settle() error {
-	return withEnv(p.conf, 0, func(dir string) error {
-		want := sides.Env{Side: p.conf.Side}
+// settleSide makes sure that the boot loader starts the side that runs, whatever
+// happens from now on: somebody may have chosen it at the boot menu, and a trial
+// may wait for the next start, which is given up.
+func settleSide(conf *sides.Config) error {
+	err := withEnv(conf, 0, func(dir string) error {
+		want := sides.Env{Side: conf.Side}
 		if is, err := sides.ReadEnv(dir); err == nil && is == want {
 			return nil
 		}
 		return sides.WriteEnv(dir, want)
 	})
+	if err != nil {
+		return err
+	}
+	_, err = sides.Change(shared, func(t *sides.Trial) error {
+		t.Ended, t.Reason = time.Now().UTC(), "given up before the machine was started for it"
+		return nil
+	})
+	if errors.Is(err, sides.ErrOver) {
+		return nil
+	}
+	return err
 }
 
 // verified reads the other side from its disk and compares it with what was
@@ -207,7 +241,7 @@ func (p *pair) verified(ctx context.Context, plan *rollback.Plan) error {
 
 // tell completes the other side and tells the boot loader to start it once:
 // the last of all writes.
-func (p *pair) tell(g rollback.Generation, from int, window time.Duration, what asked) error {
+func (p *pair) tell(g rollback.Generation, from int, window time.Duration, later bool, what asked) error {
 	if err := copyAgent(otherDir); err != nil {
 		return err
 	}
@@ -226,7 +260,7 @@ func (p *pair) tell(g rollback.Generation, from int, window time.Duration, what 
 	if err != nil {
 		return err
 	}
-	t := &sides.Trial{Side: sides.Other(p.conf.Side), Generation: g.Number, From: from, Window: window, Asked: b, Made: time.Now().UTC()}
+	t := &sides.Trial{Side: sides.Other(p.conf.Side), Generation: g.Number, From: from, Window: window, Later: later, Asked: b, Made: time.Now().UTC()}
 	if err := t.Write(shared); err != nil {
 		return err
 	}
@@ -371,6 +405,13 @@ func allGenerations(n *rollback.Node) ([]wire.Generation, error) {
 
 // backHere is `rollback` on the console of a node with two sides.
 func backHere(c *cli.Context, conf *sides.Config, policy rollback.Policy) error {
+	if t, err := sides.ReadTrial(shared); err == nil && t.Waits() && t.Side != conf.Side {
+		if c.Bool("dry-run") {
+			return nil
+		}
+		fmt.Fprintf(c.App.Writer, "generation %d of side %s is not tried at the next start\n", t.Generation, t.Side)
+		return settleSide(conf)
+	}
 	booting := false
 	err := withPair(conf, func(p *pair) error {
 		plan, err := p.planBack(c.Context, c.Int("to"), policy, "console")
@@ -390,7 +431,7 @@ func backHere(c *cli.Context, conf *sides.Config, policy rollback.Policy) error 
 		if err != nil {
 			return err
 		}
-		if err := p.settle(); err != nil {
+		if err := settleSide(p.conf); err != nil {
 			return err
 		}
 		if err := p.other.Stage(c.Context, plan, nil); err != nil {
@@ -404,7 +445,7 @@ func backHere(c *cli.Context, conf *sides.Config, policy rollback.Policy) error 
 		if err := p.verified(ctx, plan); err != nil {
 			return err
 		}
-		if err := p.tell(g, cur.Number, 0, asked{Ref: g.Image, By: "console"}); err != nil {
+		if err := p.tell(g, cur.Number, 0, c.Bool("no-reboot"), asked{Ref: g.Image, By: "console"}); err != nil {
 			return err
 		}
 		booting = true

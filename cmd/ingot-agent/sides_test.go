@@ -48,6 +48,17 @@ func TestProbeFAT(t *testing.T) {
 	}
 }
 
+// What only a node with two sides can do is refused on another one, and not
+// taken for done.
+func TestNoRebootNeedsTwoSides(t *testing.T) {
+	if conf, err := sidesOf(wire.Request{Dir: "/"}); conf != nil || err != nil {
+		t.Fatalf("this machine has sides: %+v, %v", conf, err)
+	}
+	if _, err := sidesOf(wire.Request{Dir: "/", NoReboot: true}); err == nil || !strings.Contains(err.Error(), "two sides") {
+		t.Errorf("--no-reboot: %v", err)
+	}
+}
+
 // A trial remembers its checks as the controller said them.
 func TestAskedSurvives(t *testing.T) {
 	var req wire.Request

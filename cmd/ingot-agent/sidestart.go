@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"slices"
 	"strings"
 	"syscall"
@@ -143,7 +144,7 @@ func guardSide(c *cli.Context) error {
 	if err != nil || conf == nil {
 		return err
 	}
-	signalsIgnored()
+	signal.Ignore(unix.SIGHUP, unix.SIGTERM, unix.SIGINT, unix.SIGPIPE) // the machine is to be reset if it hangs on its way down
 	dog := openWatchdog()
 	begun := time.Now()
 	for ; ; time.Sleep(time.Second) {
@@ -166,7 +167,7 @@ func guardSide(c *cli.Context) error {
 			unix.Sync()
 			return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 		}
-		if why := look1(c.Context, conf, t, begun); why != "" {
+		if why := nextOf(c.Context, conf, t, begun); why != "" {
 			fmt.Fprintf(c.App.ErrWriter, "<3>ingot: side %s does not stay: %s\n", conf.Side, why)
 			_, _ = sides.Change(shared, func(t *sides.Trial) error { t.Reason = why; return nil })
 		}
@@ -176,8 +177,8 @@ func guardSide(c *cli.Context) error {
 	}
 }
 
-// look1 does what is next in a trial, and says why the side cannot stay.
-func look1(ctx context.Context, conf *sides.Config, t *sides.Trial, begun time.Time) (why string) {
+// nextOf does what is next in a trial, and says why the side cannot stay.
+func nextOf(ctx context.Context, conf *sides.Config, t *sides.Trial, begun time.Time) (why string) {
 	note := func(fn func(*sides.Trial)) error {
 		_, err := sides.Change(shared, func(t *sides.Trial) error { fn(t); return nil })
 		return err
@@ -196,7 +197,7 @@ func look1(ctx context.Context, conf *sides.Config, t *sides.Trial, begun time.T
 		}
 		found := look(ctx, wire.Request{Ref: what.Ref, Checks: what.Checks})
 		if n, err := rollback.Open("/", nil); err == nil {
-			_ = n.Report(t.Generation, found) // of one that is on no trial in the live sense: kept where it can be
+			_ = n.Report(t.Generation, found) // for people
 			n.Close()
 		}
 		if why = failures(found); why != "" {

@@ -219,6 +219,15 @@ func healthLines(list []rollback.Health) []string {
 
 // confirmHere confirms on the node's console whatever is on trial.
 func confirmHere(c *cli.Context) error {
+	if conf, err := sidesOf(wire.Request{Dir: c.String("dir")}); err != nil {
+		return err
+	} else if conf != nil {
+		if err := stay(conf, "console"); err != nil {
+			return err
+		}
+		fmt.Fprintf(c.App.Writer, "side %s stays\n", conf.Side)
+		return nil
+	}
 	return withNode(c.String("dir"), func(n *rollback.Node) error {
 		g, err := n.Current()
 		if err != nil {

@@ -4,7 +4,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
-	"os/signal"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,6 +32,9 @@ func (w *watchdog) open() {
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 			_ = exec.CommandContext(ctx, "modprobe", "--ignore-install", driver).Run()
 			cancel()
+		}
+		if no, err := os.ReadFile("/sys/class/watchdog/watchdog0/nowayout"); err == nil && strings.TrimSpace(string(no)) == "1" {
+			return // it could never be released again
 		}
 		f, err := os.OpenFile(dev, os.O_WRONLY, 0)
 		if err != nil {
@@ -66,7 +69,3 @@ func (w *watchdog) release() error {
 	}
 	return w.f.Close()
 }
-
-// signalsIgnored keeps a guard alive while the system goes down: the machine is
-// to be reset if it hangs on its way.
-func signalsIgnored() { signal.Ignore(unix.SIGHUP, unix.SIGTERM, unix.SIGINT, unix.SIGPIPE) }

@@ -49,7 +49,7 @@ func (p *program) switched(ctx context.Context, w *world, n *site.Node, bar *bar
 	case err != nil && !lost || req.DryRun:
 		return err
 	case lost: // it may have switched, or not: it is asked
-		out.Done.Generation.Number, out.Done.Trial = max(out.Plan.From, 1)+1, true
+		out.Done.Generation.Number, out.Done.Trial = out.Plan.Next, true
 		p.say("%s: the connection broke in the switch: %v", n.Name, err)
 	case !out.Done.Unchanged:
 		if err := w.recordGeneration(context.WithoutCancel(ctx), n.Name, made, out.Done, req.By); err != nil {
@@ -57,6 +57,9 @@ func (p *program) switched(ctx context.Context, w *world, n *site.Node, bar *bar
 		}
 	}
 	switch {
+	case out.Done.NextBoot:
+		p.say("%s: generation %d is on its other side, and is tried when the machine starts the next time", n.Name, out.Done.Generation.Number)
+		return nil
 	case out.Done.Reverted != "":
 		return &revertedError{reason: out.Done.Reverted, now: out.Done.Generation.Number}
 	case !out.Done.Trial:
@@ -66,7 +69,7 @@ func (p *program) switched(ctx context.Context, w *world, n *site.Node, bar *bar
 	defer giveUp()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(switchWait, giveUp) })()
 	window := req.Confirm + health.Budget(req.Checks)
-	if out.Done.Booting {
+	if out.Plan.Boots {
 		window += bootWait
 	}
 	why, said := after.controller(alive)

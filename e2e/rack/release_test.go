@@ -130,22 +130,27 @@ func (b *bench) releases() {
 		b.must(os.Symlink("/etc/systemd/system/"+unit+".service", filepath.Join(wants, unit+".service")))
 	}
 	b.run("image", "capture", dir, "app:good")
-	capture := func(name string, files map[string]string) {
-		for file := range files { // one
-			path, kept := filepath.Join(dir, file), filepath.Join(b.rack.Dir(), "kept")
-			b.command("cp", "-a", path, kept)
-			b.put(dir, files)
-			b.run("image", "capture", dir, "app:"+name)
-			b.must(os.RemoveAll(path))
-			b.must(os.Rename(kept, path))
-		}
-	}
 	for _, bad := range badReleases {
-		capture(bad.name, bad.files)
+		b.captureWith(dir, bad.name, bad.files)
 	}
-	kernel, err := os.Readlink(filepath.Join(dir, "vmlinuz"))
-	b.must(err)
-	capture("kernel", map[string]string{kernel: strings.Repeat("not a kernel\n", 1000)})
+	b.captureWith(dir, "kernel", map[string]string{"vmlinuz": strings.Repeat("not a kernel\n", 1000)})
+}
+
+// captureWith captures a tree as app:NAME with one file changed, or gone; of a
+// link that leads to it.
+func (b *bench) captureWith(dir, name string, files map[string]string) {
+	b.t.Helper()
+	for file, text := range files { // one
+		if to, err := os.Readlink(filepath.Join(dir, file)); err == nil {
+			file = to
+		}
+		path, kept := filepath.Join(dir, file), filepath.Join(b.rack.Dir(), "kept")
+		b.command("cp", "-a", path, kept)
+		b.put(dir, map[string]string{file: text})
+		b.run("image", "capture", dir, "app:"+name)
+		b.must(os.RemoveAll(path))
+		b.must(os.Rename(kept, path))
+	}
 }
 
 // put writes files into a tree, programs among them; one without a text goes.

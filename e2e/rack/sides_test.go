@@ -120,16 +120,6 @@ func (b *bench) brokenSides() {
 	b.must(os.Symlink("/etc/systemd/system/app.service", filepath.Join(wants, "app.service")))
 	b.run("image", "capture", dir, "app:good")
 	for _, bad := range brokenSides {
-		for file, text := range bad.files { // one
-			if to, err := os.Readlink(filepath.Join(dir, file)); err == nil {
-				file = to
-			}
-			path, kept := filepath.Join(dir, file), filepath.Join(b.rack.Dir(), "kept")
-			b.command("cp", "-a", path, kept)
-			b.put(dir, map[string]string{file: text})
-			b.run("image", "capture", dir, "app:"+bad.name)
-			b.must(os.RemoveAll(path))
-			b.must(os.Rename(kept, path))
-		}
+		b.captureWith(dir, bad.name, bad.files)
 	}
 }

@@ -132,6 +132,8 @@ type Plan struct {
 	// LocalBytes of what is to be staged are on the node already.
 	LocalBytes int64  `json:"local_bytes"`
 	From       int    `json:"from"`              // generation that runs now
+	Next       int    `json:"next"`              // that the switch would make
+	Boots      bool   `json:"boots,omitempty"`   // the node starts anew for it, from its other side
 	Refused    *Error `json:"refused,omitempty"` // why it will not be carried out
 }
 
@@ -204,9 +206,8 @@ type Done struct {
 	Reused int64 `json:"reused_bytes,omitempty"`
 	// Trial says that the node goes back unless it is told in time to stay.
 	Trial bool `json:"trial,omitempty"`
-	// Booting says that the node starts anew now, from its other side; NextBoot
-	// that it does so the next time.
-	Booting  bool `json:"booting,omitempty"`
+	// NextBoot says that the generation is on the node's other side, which is
+	// tried when the machine starts the next time.
 	NextBoot bool `json:"next_boot,omitempty"`
 	// Reverted says why the node has gone back; Generation is what it is then.
 	Reverted string `json:"reverted,omitempty"`

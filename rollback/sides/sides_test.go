@@ -135,6 +135,21 @@ func TestAtStart(t *testing.T) {
 	}
 }
 
+func TestWaits(t *testing.T) {
+	now := time.Now()
+	for _, tt := range []struct {
+		t    *Trial
+		want bool
+	}{
+		{nil, false}, {&Trial{Side: B}, false}, {&Trial{Side: B, Later: true}, true},
+		{&Trial{Side: B, Later: true, Starts: []time.Time{now}}, false}, {&Trial{Side: B, Later: true, Ended: now}, false},
+	} {
+		if got := tt.t.Waits(); got != tt.want {
+			t.Errorf("%+v waits: %v", tt.t, got)
+		}
+	}
+}
+
 func TestFiles(t *testing.T) {
 	dir := t.TempDir()
 	if tr, err := ReadTrial(dir); tr != nil || err != nil {

@@ -22,6 +22,7 @@ type Trial struct {
 	From       int             `json:"from"`             // the generation that ran, of the other side
 	Window     time.Duration   `json:"window"`           // to be confirmed in, once the system is up; 0: its checks decide
 	Asked      json.RawMessage `json:"asked,omitempty"`  // what is to be looked at; the agent's
+	Later      bool            `json:"later,omitempty"`  // the machine is not started anew for it
 	Made       time.Time       `json:"made"`             // when the boot loader was told
 	Starts     []time.Time     `json:"starts,omitempty"` // when its agent ran before init
 	Up         time.Time       `json:"up,omitzero"`      // when its system had started
@@ -33,6 +34,10 @@ type Trial struct {
 
 // Open reports whether nothing has become of the trial yet.
 func (t *Trial) Open() bool { return t != nil && t.Ended.IsZero() }
+
+// Waits reports whether the trial is of a side that was never started, and for
+// which nobody starts the machine: it can be given up for another one.
+func (t *Trial) Waits() bool { return t.Open() && t.Later && len(t.Starts) == 0 }
 
 // Act is what a side does about a trial when it starts.
 type Act uint8
