@@ -58,6 +58,30 @@ func sidesLoop(t *testing.T, fw lab.Firmware) {
 	t.Log(b.run("rollback", "n1"))
 	is("rolled back", "a", "1")
 	t.Log(b.ssh("n1", "cat /.ingot/shared/ingot/trial.json; /.ingot/agent generations"), b.run("node", "show", "n1"))
+
+	// An image of the node has what both sides share, and what they do not.
+	b.run("image", "capture", "root@n1:/", "live:1", "--allow-changed", "/var/**")
+	dir := filepath.Join(b.rack.Dir(), "live")
+	b.must(os.Mkdir(dir, 0o755))
+	b.run("push", "live:1", "--dir", dir)
+	for _, path := range []string{"var/lib/dpkg/status", "var/lib/data", "home/data", "etc/issue.net"} {
+		if _, err := os.Stat(filepath.Join(dir, path)); err != nil {
+			t.Errorf("the image of the node: %v", err)
+		}
+	}
+
+	// What waits for the next start is given up.
+	if out := b.run("push", "app:2", "n1", "--no-reboot"); !strings.Contains(out, "starts the next time") {
+		t.Errorf("a push that waits says\n%s", out)
+	}
+	is("pushed for later", "a", "1")
+	if out := b.run("rollback", "n1"); !strings.Contains(out, "not tried") {
+		t.Errorf("giving it up says\n%s", out)
+	}
+	logins := b.logins("n1")
+	b.must(b.rack.Reset("n1"))
+	b.seen(loginWait, "n1", "login", "", logins+1, "failed", "alarm")
+	is("given up, and started", "a", "1")
 }
 
 // brokenSides are releases that do not come up, each in a way of its own.
