@@ -108,10 +108,16 @@ func cameBack(conf *sides.Config, env sides.Env, why string, say io.Writer) erro
 	if err != nil {
 		return err
 	}
-	g, err := n.Again(context.Background(), t.Generation+1, func(g *rollback.Generation) {
-		g.Of, g.Result, g.Reason, g.By = t.Generation, "reverted", why, "ingot-agent"
-		g.Note = fmt.Sprintf("side %s came back as side %s", t.Side, conf.Side)
-	})
+	g, err := n.Current()
+	if err != nil {
+		return err
+	}
+	if g.Result != "reverted" || g.Of != t.Generation { // else it was recorded by a start that did not come to its end
+		g, err = n.Again(context.Background(), t.Generation+1, func(g *rollback.Generation) {
+			g.Of, g.Result, g.Reason, g.By = t.Generation, "reverted", why, "ingot-agent"
+			g.Note = fmt.Sprintf("side %s came back as side %s", t.Side, conf.Side)
+		})
+	}
 	if err != nil {
 		return err
 	}

@@ -65,7 +65,7 @@ func (t *Trial) AtStart(side string, env Env) (Act, string) {
 	case t.Reason != "":
 		return CameBack, t.Reason
 	case len(t.Starts) == 0:
-		return CameBack, fmt.Sprintf("side %s did not come as far as its init", t.Side)
+		return CameBack, fmt.Sprintf("side %s did not come as far as its init, or the machine went down before the boot loader was told of it", t.Side)
 	case t.Up.IsZero():
 		return CameBack, fmt.Sprintf("side %s came as far as its init, and not to the end of its start", t.Side)
 	}
