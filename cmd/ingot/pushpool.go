@@ -280,6 +280,9 @@ func (p *program) report(c *cli.Context, screen *screen, out outcome, only bool)
 		}
 	case c.Bool("json") || c.Bool("dry-run"):
 	case out.State == stateUnchanged:
+		for _, n := range folded(out.Done.Notes) {
+			screen.say("%s: note: %s", who, n)
+		}
 		screen.answer(fmt.Sprintf("%s: unchanged, generation %d (%.1f s)\n", who, out.Done.Generation.Number, out.Seconds))
 	case out.Dir != "":
 		for _, n := range folded(out.Done.Notes) {
