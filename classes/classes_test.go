@@ -151,7 +151,7 @@ func TestExplain(t *testing.T) {
 
 func TestResolveReportsEverything(t *testing.T) {
 	s := space(t, map[string]string{
-		"profile/DEFAULT.yaml":   "bot: image\nboot: packages\nupdate: btrfs\nkernel: {args: [\"a\\tb\"], from: disk}\nsides: {other: x, shared: /b, env: /b}\n",
+		"profile/DEFAULT.yaml":   "bot: image\nboot: packages\nupdate: zfs\nkernel: {args: [\"a\\tb\"], from: disk}\nsides: {other: x, shared: /b, env: /b}\n",
 		"profile/WEB.yaml":       "image: [x]\ncheck: [{unit: a.service, http: \"http://b/\"}]\nnetwork: netplan\nimage: y\n",
 		"profile/n1.yaml":        "image: 'a b'\nnode_owned: [\"\"]\nnever_roll_back: [/etc/shadow, etc]\nlocal_changes: {keep: [/a], take: [/b, x], merge: [{path: z, command: c}, {path: /z}]}\ngenerations: {keep: 1, space: 12}\n",
 		"files/etc/y/WEB":        "y\n",
@@ -166,7 +166,7 @@ func TestResolveReportsEverything(t *testing.T) {
 	}
 	for _, want := range []string{
 		`profile/DEFAULT.yaml:1:1: unknown key "bot" (did you mean "boot"?)`, "profile/DEFAULT.yaml:2:7: boot: packages is not supported yet",
-		"profile/DEFAULT.yaml:3:9: update: btrfs is not supported yet", "profile/DEFAULT.yaml:4:17: ", "kernel.from: \"disk\" is not one of", "\"x\" is not a mount point", "/b is sides.shared already",
+		"profile/DEFAULT.yaml:3:9: update: \"zfs\" is not one of", "profile/DEFAULT.yaml:4:17: ", "kernel.from: \"disk\" is not one of", "\"x\" is not a mount point", "/b is sides.shared already",
 		"profile/WEB.yaml:1:8: wants a text", "profile/WEB.yaml:2:9: a check is one of", "profile/WEB.yaml:3:10: network:", "profile/WEB.yaml:4:1: \"image\" is written twice",
 		"profile/n1.yaml:1:8: ", "profile/n1.yaml:2:14:", "profile/n1.yaml:3:32:", "profile/n1.yaml:4:40:", `profile/n1.yaml:4:59: "z" is not a pattern`, "a command is missing, such as diff3", "profile/n1.yaml:5:21: 1 generations", `"12" is not a size such as`, "files/etc/y/file-modes:1:1:", "files/etc/y/file-modes:2:1:", "disk_config/WEB:1: bad disk",
 	} {

@@ -23,8 +23,8 @@ type Profile struct {
 	Boot      string    `yaml:"boot"`            // image | local
 	Image     string    `yaml:"image"`           // NAME:TAG
 	Kernel    Kernel    `yaml:"kernel"`          // of the installed system
-	Update    string    `yaml:"update"`          // live | slots
-	Sides     Sides     `yaml:"sides"`           // of update: slots
+	Update    string    `yaml:"update"`          // live | slots | btrfs
+	Sides     Sides     `yaml:"sides"`           // of update: slots and btrfs
 	NodeOwned []string  `yaml:"node_owned"`      // patterns, after the built-in ones
 	Never     []string  `yaml:"never_roll_back"` // patterns of what a rollback leaves as it is
 	Local     Local     `yaml:"local_changes"`   // of files that the node changed
@@ -42,26 +42,44 @@ type Profile struct {
 // Sides are the mount points in the disk_config of what a node with two root
 // file systems has besides / (package rollback/sides).
 type Sides struct {
-	Other  string `yaml:"other"`  // the second root
-	Shared string `yaml:"shared"` // what is the node's own, for both
+	Other  string `yaml:"other"`  // slots: the second root
+	Shared string `yaml:"shared"` // slots: what is the node's own, for both
 	Env    string `yaml:"env"`    // the boot loader's environment: ext2 or vfat
 }
 
-// check judges what one file, or all together, say of sides.
-func (s Sides) check(d *strict.Decoded, all bool) {
+// TwoSides reports whether a push goes to another root than the one that runs.
+func (p *Profile) TwoSides() bool { return p.Update == "slots" || p.Update == "btrfs" }
+
+// places are the mount points by their keys.
+func (s Sides) places() [3]struct{ key, at string } {
+	return [...]struct{ key, at string }{{"sides.other", s.Other}, {"sides.shared", s.Shared}, {"sides.env", s.Env}}
+}
+
+// check judges what one file says of sides.
+func (s Sides) check(d *strict.Decoded) {
 	seen := map[string]string{"/": "the first root"}
-	for _, x := range []struct{ key, at string }{{"other", s.Other}, {"shared", s.Shared}, {"env", s.Env}} {
-		key := "sides." + x.key
+	for _, x := range s.places() {
 		switch {
-		case x.at == "" && all:
-			d.Bad("update", "update: slots needs %s: the mount point of a partition of the disk_config", key)
 		case x.at == "":
 		case path.Clean(x.at) != x.at || !path.IsAbs(x.at):
-			d.Bad(key, "%q is not a mount point such as /shared", x.at)
+			d.Bad(x.key, "%q is not a mount point such as /shared", x.at)
 		case seen[x.at] != "":
-			d.Bad(key, "%s is %s already", x.at, seen[x.at])
+			d.Bad(x.key, "%s is %s already", x.at, seen[x.at])
 		}
-		seen[x.at] = key
+		seen[x.at] = x.key
+	}
+}
+
+// complete judges what all files say together of the sides of a mode.
+func (s Sides) complete(d *strict.Decoded, mode string) {
+	s.check(d)
+	for _, x := range s.places() {
+		of := mode == "slots" || x.key == "sides.env"
+		if of && x.at == "" {
+			d.Bad("update", "update: %s needs %s: the mount point of a partition of the disk_config", mode, x.key)
+		} else if !of && x.at != "" {
+			d.Bad(x.key, "update: btrfs makes a subvolume of / for it, and no partition: remove %s", x.key)
+		}
 	}
 }
 
@@ -118,7 +136,7 @@ type setting struct {
 func (p *Profile) settings() []setting {
 	return []setting{
 		{"boot", &p.Boot, []string{"image", "local"}, []string{"packages", "template", "live", "rescue"}},
-		{"update", &p.Update, []string{"live", "slots"}, []string{"btrfs"}},
+		{"update", &p.Update, []string{"live", "slots", "btrfs"}, nil},
 		{"kernel.from", &p.Kernel.From, []string{"image"}, nil},
 		{"network", &p.Network, []string{"networkd", "none"}, nil},
 		{"hostkeys", &p.HostKeys, []string{"generate", "image"}, nil},
@@ -181,7 +199,7 @@ func (p *Profile) check(d *strict.Decoded) {
 	if _, err := p.Retention.Bytes(); err != nil {
 		d.Bad("generations.space", "%v", err)
 	}
-	p.Sides.check(d, false)
+	p.Sides.check(d)
 	p.checkAfter(d)
 }
 
@@ -227,12 +245,12 @@ func (s *Space) profile(r *Resolved, probs *problem.List) error {
 		d.Bad("boot", "boot: image needs image: NAME:TAG in a profile of the node's classes (%s)", strings.Join(r.Classes, " "))
 	}
 	switch {
-	case r.Profile.Update != "slots" && r.Profile.Sides != Sides{}:
-		d.Bad("sides", "only nodes with update: slots have two sides")
-	case r.Profile.Update == "slots":
-		r.Profile.Sides.check(d, true)
+	case !r.Profile.TwoSides() && r.Profile.Sides != Sides{}:
+		d.Bad("sides", "only nodes with update: slots or btrfs have two sides")
+	case r.Profile.TwoSides():
+		r.Profile.Sides.complete(d, r.Profile.Update)
 		if r.Profile.Loader != "grub" {
-			d.Bad("update", "update: slots needs loader: grub")
+			d.Bad("update", "update: %s needs loader: grub", r.Profile.Update)
 		}
 	}
 	return nil

@@ -146,14 +146,49 @@ func (r *Run) activate() error {
 }
 
 // activateUEFI writes the path that firmware looks for when no boot entry
-// names another (UEFI 2.10, 3.5.1.1) and that ingot's boot script chains to.
+// names another (UEFI 2.10, 3.5.1.1) and that ingot's boot script chains to:
+// the core image, or, where the image has them, Debian's shim and its GRUB,
+// which firmware with Secure Boot takes. That GRUB reads EFI/debian/grub.cfg,
+// and has every module that ours has.
 func (r *Run) activateUEFI(core []byte) error {
+	esp := ""
 	for _, m := range r.plan.Result.Mounts {
 		if m.Device == r.plan.Result.ESPDevice {
-			return r.put(filepath.Join(m.Path, "EFI/BOOT/BOOTX64.EFI"), string(core), 0o700)
+			esp = m.Path
 		}
 	}
-	return fmt.Errorf("the EFI system partition %s is not mounted", r.plan.Result.ESPDevice)
+	if esp == "" {
+		return fmt.Errorf("the EFI system partition %s is not mounted", r.plan.Result.ESPDevice)
+	}
+	if !r.signed() {
+		return r.put(filepath.Join(esp, "EFI/BOOT/BOOTX64.EFI"), string(core), 0o700)
+	}
+	for _, f := range []struct{ from, to string }{
+		{grubDir + "/early.cfg", "EFI/debian/grub.cfg"}, {signedGRUB, "EFI/BOOT/grubx64.efi"},
+		{"/usr/lib/shim/mmx64.efi.signed", "EFI/BOOT/mmx64.efi"}, {signedShim, "EFI/BOOT/BOOTX64.EFI"}, // the last one: the disk boots
+	} {
+		text, err := os.ReadFile(filepath.Join(Target, f.from))
+		if err != nil {
+			return err
+		}
+		if err := r.put(filepath.Join(esp, f.to), string(text), 0o700); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Files of Debian's packages shim-signed and grub-efi-amd64-signed.
+const (
+	signedShim = "/usr/lib/shim/shimx64.efi.signed"
+	signedGRUB = "/usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed"
+)
+
+// signed reports whether the image brings a boot loader for Secure Boot.
+func (r *Run) signed() bool {
+	_, shim := r.image.Lookup(strings.TrimPrefix(signedShim, "/"))
+	_, grub := r.image.Lookup(strings.TrimPrefix(signedGRUB, "/"))
+	return shim && grub
 }
 
 func (r *Run) activateBIOS(core []byte) error {

@@ -2,6 +2,7 @@ package installer
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"ingot/rollback/sides"
@@ -71,10 +72,21 @@ func sidesEmbedded(envUUID, config string) string {
 	return fmt.Sprintf("search --no-floppy --fs-uuid --set=root %s\nset prefix=($root)/ingot\nif [ -f $prefix/grub.cfg ]; then configfile $prefix/grub.cfg; fi\n%s", envUUID, config)
 }
 
-// grubSide sets what start needs to know of a side.
+// grubSide sets what start needs to know of a side. Its options reach mount(8)
+// in the initramfs; rw is said apart.
 func grubSide(d sides.Device) string {
-	if d.Subvol == "" {
-		return "set uuid=" + d.UUID + "; set top=; set flags="
+	top, options := "", []string{}
+	if d.Subvol != "" {
+		top, options = "/"+d.Subvol, append(options, "subvol="+d.Subvol)
 	}
-	return fmt.Sprintf("set uuid=%s; set top=/%[2]s; set flags=rootflags=subvol=%[2]s", d.UUID, d.Subvol)
+	for _, o := range strings.Split(d.Options, ",") {
+		if !slices.Contains([]string{"", "-", "rw", "ro", "defaults", "auto", "noauto"}, o) {
+			options = append(options, o)
+		}
+	}
+	flags := ""
+	if len(options) > 0 {
+		flags = "rootflags=" + strings.Join(options, ",")
+	}
+	return fmt.Sprintf("set uuid=%s; set top=%s; set flags=%q", d.UUID, top, flags)
 }

@@ -46,9 +46,10 @@ type DiskConfig struct {
 // Sides says which mount points of the disk_config are the parts of a node with
 // two root file systems (package sides), and what these share.
 type Sides struct {
-	Other  string   `json:"other"`  // the second root
-	Shared string   `json:"shared"` // what both have
-	Env    string   `json:"env"`    // of the boot loader's environment
+	Mode   string   `json:"mode"`             // slots, or btrfs: subvolumes of /, without mount points
+	Other  string   `json:"other,omitempty"`  // the second root
+	Shared string   `json:"shared,omitempty"` // what both have
+	Env    string   `json:"env"`              // of the boot loader's environment
 	Trees  []string `json:"trees"`
 	Own    []string `json:"own,omitempty"`
 }

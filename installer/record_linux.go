@@ -154,7 +154,7 @@ func (r *Run) recordTree(ctx context.Context, root string, volatile pattern.List
 	}
 	mode, owned := "live", pattern.NodeOwned()
 	if r.sides != nil { // what both sides share is not in this tree
-		mode, owned = "slots", owned.With(own)
+		mode, owned = r.job.Sides.Mode, owned.With(own)
 	}
 	var derived []rollback.Path
 	for _, c := range manifest.Diff(r.target, done) {

@@ -1,6 +1,7 @@
 package installer
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ingot/classes/disks"
+	"ingot/internal/btrfs"
 	"ingot/rollback/sides"
 )
 
@@ -18,9 +20,8 @@ import (
 // while a node with two sides is installed.
 const envDir = "/.ingot/env"
 
-// planSides finds the partitions of a node with two sides in the layout, and
-// refuses one that two sides cannot be made of. Side a is installed; b has a
-// file system, and nothing in it.
+// planSides finds the parts of a node with two sides in the layout, and refuses
+// one that two sides cannot be made of. Side a is installed; b is empty.
 func (r *Run) planSides() error {
 	s, res := r.job.Sides, &r.plan.Result
 	if s == nil {
@@ -31,31 +32,28 @@ func (r *Run) planSides() error {
 		part[p.Mount] = p
 	}
 	for key, at := range map[string]string{"other": s.Other, "shared": s.Shared, "env": s.Env} {
-		if p, ok := part[at]; !ok || p.UUID == "" {
+		if p, ok := part[at]; at != "" && (!ok || p.UUID == "") {
 			return fmt.Errorf("the profile says `sides: {%s: %s}`, and %s has no file system for that mount point", key, at, r.job.DiskConfig.File)
 		}
 	}
-	root, other, env := part["/"], part[s.Other], part[s.Env]
-	switch {
-	case !slices.Contains([]string{"ext4", "xfs"}, root.FS) || root.FS != other.FS:
-		return fmt.Errorf("%s: both sides need the same file system, ext4 or xfs: / has %s, %s has %s", r.job.DiskConfig.File, root.FS, s.Other, other.FS)
-	case env.FS != "ext2" && env.FS != "vfat":
-		return fmt.Errorf("%s: GRUB can write safely to ext2 and vfat only: %s (sides: env) has %s", r.job.DiskConfig.File, s.Env, env.FS)
-	case res.BootPart != "":
-		return fmt.Errorf("%s: a node with two sides has its kernels on these: remove the partition for /boot", r.job.DiskConfig.File)
+	if err := r.sidesFit(part); err != nil {
+		return fmt.Errorf("%s: %w", r.job.DiskConfig.File, err)
 	}
-	for _, m := range res.Mounts {
-		in := func(tree string) bool { return m.Path == "/"+tree || strings.HasPrefix(m.Path, "/"+tree+"/") }
-		if m.Path != "/" && m.Path != s.Other && m.Path != s.Shared && m.Path != s.Env && m.Device != res.ESPDevice && !slices.ContainsFunc(s.Trees, in) {
-			return fmt.Errorf("%s: %s is on a file system of its own, and the image has files for it: two sides cannot share it, unless node_owned says that all of it is the node's", r.job.DiskConfig.File, m.Path)
-		}
+	root, env := res.Mounts[0], part[s.Env] // parents come first
+	device := func(p disks.Made, subvol string) sides.Device {
+		return sides.Device{FSType: p.FS, UUID: p.UUID, Subvol: subvol}
 	}
-	device := func(p disks.Made) sides.Device { return sides.Device{FSType: p.FS, UUID: p.UUID} }
-	r.sides = &sides.Config{Side: sides.A, Roots: map[string]sides.Device{sides.A: device(root), sides.B: device(other)},
-		Shared: device(part[s.Shared]), Env: device(env), Trees: s.Trees, Own: s.Own}
+	r.sides = &sides.Config{Side: sides.A, Env: device(env, ""), Trees: s.Trees, Own: s.Own}
+	a, b, shared := device(part["/"], ""), device(part[s.Other], ""), device(part[s.Shared], "")
+	mounts := []disks.Mount{root}
+	if s.Mode == modeBtrfs {
+		a, b, shared = device(part["/"], sides.Subvol(sides.A)), device(part["/"], sides.Subvol(sides.B)), device(part["/"], sides.SharedSubvol)
+		mounts = []disks.Mount{subvolume(root, "/", a.Subvol), subvolume(root, "/"+sides.SharedDir, shared.Subvol)}
+	}
+	a.Options, b.Options = root.Options, root.Options
+	r.sides.Roots, r.sides.Shared = map[string]sides.Device{sides.A: a, sides.B: b}, shared
 	r.envMount = disks.Mount{Device: env.Device, Path: envDir, FS: env.FS}
-	var mounts []disks.Mount
-	for _, m := range res.Mounts {
+	for _, m := range res.Mounts[1:] {
 		switch {
 		case m.Path == s.Other || m.Path == s.Env && m.Device != res.ESPDevice:
 		case m.Path == s.Shared:
@@ -72,6 +70,58 @@ func (r *Run) planSides() error {
 	}
 	res.Fstab = withoutMounts(res.Fstab, keep)
 	return nil
+}
+
+// modeBtrfs is the mode whose sides are subvolumes.
+const modeBtrfs = "btrfs"
+
+// subvolume is the mount of one, with the options of that of the file system.
+func subvolume(m disks.Mount, at, name string) disks.Mount {
+	m.Path, m.Options = at, strings.Trim(m.Options+",subvol="+name, "-,")
+	return m
+}
+
+// sidesFit says why two sides cannot be made of the partitions.
+func (r *Run) sidesFit(part map[string]disks.Made) error {
+	s, res := r.job.Sides, &r.plan.Result
+	root, other, env := part["/"], part[s.Other], part[s.Env]
+	switch {
+	case s.Mode == modeBtrfs && root.FS != "btrfs":
+		return fmt.Errorf("the sides of update: btrfs are subvolumes of /, which has %s", root.FS)
+	case s.Mode != modeBtrfs && (!slices.Contains([]string{"ext4", "xfs"}, root.FS) || root.FS != other.FS):
+		return fmt.Errorf("both sides need the same file system, ext4 or xfs (or update: btrfs): / has %s, %s has %s", root.FS, s.Other, other.FS)
+	case env.FS != "ext2" && env.FS != "vfat":
+		return fmt.Errorf("GRUB can write safely to ext2 and vfat only: %s (sides: env) has %s", s.Env, env.FS)
+	case res.BootPart != "":
+		return errors.New("a node with two sides has its kernels on these: remove the partition for /boot")
+	}
+	for _, m := range res.Mounts {
+		in := func(tree string) bool { return m.Path == "/"+tree || strings.HasPrefix(m.Path, "/"+tree+"/") }
+		if m.Path != "/" && m.Path != s.Other && m.Path != s.Shared && m.Path != s.Env && m.Device != res.ESPDevice && !slices.ContainsFunc(s.Trees, in) {
+			return fmt.Errorf("%s is on a file system of its own, and the image has files for it: two sides cannot share it, unless node_owned says that all of it is the node's", m.Path)
+		}
+	}
+	return nil
+}
+
+// subvolumes makes those of a node whose sides are such.
+func (r *Run) subvolumes(ctx context.Context) error {
+	if r.sides == nil || !r.sides.Subvolumes() {
+		return nil
+	}
+	root := r.plan.Result.Mounts[0]
+	root.Options = ""
+	if err := r.mount(ctx, root); err != nil {
+		return err
+	}
+	top, err := os.Open(Target)
+	if err != nil {
+		return errors.Join(err, r.unmount())
+	}
+	for _, name := range []string{r.sides.Roots[sides.A].Subvol, r.sides.Roots[sides.B].Subvol, r.sides.Shared.Subvol} {
+		err = errors.Join(err, btrfs.Create(top, name))
+	}
+	return errors.Join(err, top.Close(), r.unmount())
 }
 
 // withoutMounts removes the lines of some mount points from an fstab, and the

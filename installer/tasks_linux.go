@@ -168,6 +168,9 @@ func (r *Run) partition(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := r.subvolumes(ctx); err != nil {
+		return err
+	}
 	for _, m := range r.plan.Result.Mounts {
 		if m.FS == "vfat" {
 			continue // it holds no owners and modes; mounted once the tree is written

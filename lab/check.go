@@ -15,6 +15,9 @@ const (
 	nicROM      = "/usr/lib/ipxe/qemu/efi-virtio.rom"
 	ovmfCode    = "/usr/share/OVMF/OVMF_CODE_4M.fd"
 	ovmfVars    = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+
+	ovmfSecureCode = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
+	ovmfSecureVars = "/usr/share/OVMF/OVMF_VARS_4M.ms.fd"
 )
 
 // MissingError says what a rack needs and this system does not have.
@@ -46,7 +49,8 @@ func check(have func(name string) error, fw ...Firmware) error {
 		need = append(need, struct{ file, pkg string }{biosROM, "seabios"}, struct{ file, pkg string }{nicROM, "ipxe-qemu"})
 	}
 	if slices.Contains(fw, UEFI) {
-		need = append(need, struct{ file, pkg string }{ovmfCode, "ovmf"}, struct{ file, pkg string }{ovmfVars, "ovmf"})
+		need = append(need, struct{ file, pkg string }{ovmfCode, "ovmf"}, struct{ file, pkg string }{ovmfVars, "ovmf"},
+			struct{ file, pkg string }{ovmfSecureCode, "ovmf"}, struct{ file, pkg string }{ovmfSecureVars, "ovmf"})
 	}
 	e := &MissingError{}
 	for _, n := range need {

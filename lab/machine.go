@@ -26,12 +26,13 @@ type Machine struct {
 	Firmware  Firmware `json:"firmware"` // "" is BIOS
 	MAC       string   `json:"mac"`      // "" is made from the name
 	Disks     []Disk   `json:"disks"`
-	MemMB     int      `json:"mem_mb"`     // 0 is 1024
-	SMP       int      `json:"smp"`        // 0 is 2
-	NIC       string   `json:"nic"`        // QEMU's device; "" is virtio-net-pci
-	DiskFirst bool     `json:"disk_first"` // boot from disk before the network
-	NoReboot  bool     `json:"no_reboot"`  // a reboot of the guest turns the machine off
-	ExtraArgs []string `json:"extra_args"` // for QEMU
+	MemMB     int      `json:"mem_mb"`      // 0 is 1024
+	SMP       int      `json:"smp"`         // 0 is 2
+	NIC       string   `json:"nic"`         // QEMU's device; "" is virtio-net-pci
+	DiskFirst bool     `json:"disk_first"`  // boot from disk before the network
+	Secure    bool     `json:"secure_boot"` // UEFI with Secure Boot, and Microsoft's keys
+	NoReboot  bool     `json:"no_reboot"`   // a reboot of the guest turns the machine off
+	ExtraArgs []string `json:"extra_args"`  // for QEMU
 	// FailOn are texts on the console that mean there is nothing to wait for. Nil is DefaultFailOn.
 	FailOn []string `json:"fail_on"`
 }
@@ -60,6 +61,9 @@ func (m Machine) complete(dir string) (Machine, error) {
 	}
 	if m.Firmware != BIOS && m.Firmware != UEFI {
 		return m, fmt.Errorf("unknown firmware %q", m.Firmware)
+	}
+	if m.Secure && m.Firmware != UEFI {
+		return m, errors.New("Secure Boot is for UEFI")
 	}
 	if m.MAC == "" {
 		m.MAC = macOf(m.Name)
@@ -135,8 +139,13 @@ func (m Machine) args(tap, vars string) []string {
 		a = append(a, "-machine", "pc,graphics=off")
 	case UEFI:
 		nic += ",romfile="
-		a = append(a, "-machine", "q35",
-			"-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+ovmfCode,
+		machine, code := []string{"-machine", "q35"}, ovmfCode
+		if m.Secure { // variables that only the firmware can write, in system management mode
+			machine, code = []string{"-machine", "q35,smm=on", "-global", "driver=cfi.pflash01,property=secure,value=on"}, ovmfSecureCode
+		}
+		a = append(a, machine...)
+		a = append(a,
+			"-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+code,
 			"-drive", "if=pflash,unit=1,format=raw,cache=unsafe,file="+escape(vars),
 			"-fw_cfg", "name=opt/org.tianocore/IPv6Support,string=n",
 			"-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=n")
@@ -193,12 +202,17 @@ func escape(file string) string {
 	return regexp.MustCompile(`,`).ReplaceAllString(file, ",,")
 }
 
-// freshVars copies OVMF's empty variable store for a machine that has none.
-func freshVars(file string) error {
+// freshVars gives a machine that has no variable store one of OVMF: empty, or
+// with the keys of Secure Boot.
+func freshVars(file string, secure bool) error {
 	if _, err := os.Stat(file); err == nil {
 		return nil
 	}
-	src, err := os.Open(ovmfVars)
+	from := ovmfVars
+	if secure {
+		from = ovmfSecureVars
+	}
+	src, err := os.Open(from)
 	if err != nil {
 		return err
 	}

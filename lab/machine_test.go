@@ -18,6 +18,7 @@ func TestMachineArgs(t *testing.T) {
 		none string
 	}{
 		{"bios", func(m *Machine) { m.Firmware = BIOS }, []string{"-machine pc,graphics=off", "-device e1000,netdev=n0,mac=52:54:00:00:00:01,bootindex=1", "file=/a,,b.img", "nvme,drive=d0,serial=n1-0,bootindex=2", "-m 768 ", "ifname=t0", "-s"}, "romfile"},
+		{"secure boot", func(m *Machine) { m.Firmware, m.Secure = UEFI, true }, []string{"-machine q35,smm=on", "property=secure,value=on", ovmfSecureCode}, ovmfCode + " "},
 		{"uefi", func(m *Machine) { m.Firmware = UEFI }, []string{"-machine q35", "romfile=", ovmfCode, "file=/vars", "IPv6PXESupport,string=n"}, "graphics"},
 		{"disk first", func(m *Machine) { m.Firmware = BIOS; m.DiskFirst = true }, []string{"mac=52:54:00:00:00:01,bootindex=100", "serial=n1-0,bootindex=2"}, "bootindex=1 "},
 		{"logged", func(m *Machine) {
@@ -47,7 +48,7 @@ func TestMachineArgs(t *testing.T) {
 
 func TestMachineComplete(t *testing.T) {
 	dir := t.TempDir()
-	for _, m := range []Machine{{}, {Name: "../x"}, {Name: "a", Firmware: "coreboot"}, {Name: "a", MAC: "x"}, {Name: "a", Disks: []Disk{{}}}} {
+	for _, m := range []Machine{{}, {Name: "../x"}, {Name: "a", Firmware: "coreboot"}, {Name: "a", Secure: true}, {Name: "a", MAC: "x"}, {Name: "a", Disks: []Disk{{}}}} {
 		if got, err := m.complete(dir); err == nil {
 			t.Errorf("%+v was taken: %+v", m, got)
 		}
@@ -77,7 +78,7 @@ func TestCheck(t *testing.T) {
 		return os.ErrNotExist
 	}, BIOS, UEFI)
 	var e *MissingError
-	if !errors.As(err, &e) || !slices.Equal(e.Packages, []string{"qemu-system-x86", "seabios", "ipxe-qemu", "ovmf"}) || len(e.Files) != 5 {
+	if !errors.As(err, &e) || !slices.Equal(e.Packages, []string{"qemu-system-x86", "seabios", "ipxe-qemu", "ovmf"}) || len(e.Files) != 7 {
 		t.Errorf("%v", err)
 	}
 	if err := check(func(string) error { return nil }, BIOS, UEFI); err != nil {

@@ -77,7 +77,7 @@ func (r *Rack) PowerOn(name string) error {
 func (r *Rack) start(n *node) (*run, error) {
 	vars := r.path(n.Name, ".vars.fd")
 	if n.Firmware == UEFI {
-		if err := freshVars(vars); err != nil {
+		if err := freshVars(vars, n.Secure); err != nil {
 			return nil, err
 		}
 	}

@@ -131,7 +131,10 @@ func underWay(dir string, err error) error {
 // describe maps the kinds of rollback's errors to words that cross the wire.
 func describe(err error) wire.Error {
 	e := wire.Error{Kind: "failed", Text: err.Error()}
+	var gone *sideGoneError
 	switch {
+	case errors.As(err, &gone):
+		e.Hint = gone.hint()
 	case errors.Is(err, tree.ErrChanged):
 		e.Kind, e.Hint = "changed", "--snapshot captures a snapshot, --allow-changed PATTERN takes such files as they come, --exclude PATTERN leaves them out"
 	case errors.Is(err, errMoved):
@@ -213,7 +216,9 @@ func push(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 		if err != nil {
 			return err
 		}
-		t.Mode = "slots"
+		if t.Mode = "slots"; conf.Subvolumes() {
+			t.Mode = "btrfs"
+		}
 		return pushSide(ctx, conn, conf, t, req)
 	}
 	return withNode(req.Dir, func(n *rollback.Node) error {

@@ -45,7 +45,7 @@ func pushSide(ctx context.Context, conn *wire.Conn, conf *sides.Config, t rollba
 	if req.Within != "" {
 		return errors.New("a part of an image cannot be pushed to a node with two sides: push all of it")
 	}
-	return withPair(conf, func(p *pair) (err error) {
+	return withPair(conf, true, func(p *pair) (err error) {
 		p.here.Retention = retention(req)
 		if t.Manifest, err = targetOf(conn, p.here, req); err != nil {
 			return err
@@ -73,7 +73,7 @@ func backSide(ctx context.Context, conn *wire.Conn, conf *sides.Config, req wire
 	if t, err := sides.ReadTrial(shared); err == nil && t.Waits() && t.Side != conf.Side {
 		return forgo(conn, conf, t, req)
 	}
-	return withPair(conf, func(p *pair) error {
+	return withPair(conf, false, func(p *pair) error {
 		p.here.Retention = retention(req)
 		if err := conn.SendKept(kept(p.here)); err != nil {
 			return err
@@ -108,14 +108,15 @@ func forgo(conn *wire.Conn, conf *sides.Config, t *sides.Trial, req wire.Request
 	})
 }
 
-// withPair opens both sides for fn, unless one is on trial.
-func withPair(conf *sides.Config, fn func(*pair) error) error {
+// withPair opens both sides for fn, unless one is on trial: with anew to write
+// the other one from an image.
+func withPair(conf *sides.Config, anew bool, fn func(*pair) error) error {
 	if t, err := sides.ReadTrial(shared); err != nil {
 		return err
 	} else if t.Open() && (!t.Waits() || t.Side == conf.Side) {
 		return &sideBusyError{t}
 	}
-	p, err := openPair(conf)
+	p, err := openPair(conf, anew)
 	if err != nil {
 		return err
 	}
@@ -260,6 +261,9 @@ func (p *pair) tell(g rollback.Generation, from int, window time.Duration, later
 	if err != nil {
 		return err
 	}
+	if err := p.adopt(); err != nil {
+		return err
+	}
 	t := &sides.Trial{Side: sides.Other(p.conf.Side), Generation: g.Number, From: from, Window: window, Later: later, Asked: b, Made: time.Now().UTC()}
 	if err := t.Write(shared); err != nil {
 		return err
@@ -400,7 +404,7 @@ func allGenerations(n *rollback.Node) ([]wire.Generation, error) {
 	}
 	list = slices.DeleteFunc(append(list, more...), func(g wire.Generation) bool { return g.Kind == "found" })
 	slices.SortStableFunc(list, func(a, b wire.Generation) int { return a.Number - b.Number })
-	return list, nil
+	return slices.CompactFunc(list, func(a, b wire.Generation) bool { return a.Number == b.Number }), nil // a side that began as a snapshot has those of the other one
 }
 
 // backHere is `rollback` on the console of a node with two sides.
@@ -413,7 +417,7 @@ func backHere(c *cli.Context, conf *sides.Config, policy rollback.Policy) error 
 		return settleSide(conf)
 	}
 	booting := false
-	err := withPair(conf, func(p *pair) error {
+	err := withPair(conf, false, func(p *pair) error {
 		plan, err := p.planBack(c.Context, c.Int("to"), policy, "console")
 		if err != nil {
 			return err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -15,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ingot/internal/btrfs"
 	"ingot/rollback"
 	"ingot/rollback/sides"
 )
@@ -24,6 +26,7 @@ const (
 	hereDir  = "/.ingot/sides/here"  // the side that runs, without what is mounted in it
 	otherDir = "/.ingot/sides/other" // the other one
 	envDir   = "/.ingot/sides/env"   // the boot loader's environment
+	topDir   = "/.ingot/sides/top"   // a btrfs that has the sides as subvolumes
 )
 
 // shared is where both sides have what they share.
@@ -61,12 +64,15 @@ func isolate() error {
 type pair struct {
 	conf        *sides.Config
 	here, other *rollback.Node
+	next        bool // other is a subvolume that will be the other side
 	mounts      []string
 }
 
 // openPair opens both sides. A switch of the other one that was interrupted is
-// finished or undone first.
-func openPair(conf *sides.Config) (p *pair, err error) {
+// finished or undone first. With anew the other one will be written from an
+// image: where it is a subvolume, it is a new one, and begins as a snapshot of
+// the side that runs; adopt makes it the other side.
+func openPair(conf *sides.Config, anew bool) (p *pair, err error) {
 	p = &pair{conf: conf}
 	defer func() {
 		if err != nil {
@@ -80,6 +86,11 @@ func openPair(conf *sides.Config) (p *pair, err error) {
 		return p, err
 	}
 	p.here.Boots = true
+	if anew && conf.Subvolumes() {
+		if err := p.snapshot(); err != nil {
+			return p, err
+		}
+	}
 	if err := p.mountOther(); err != nil {
 		return p, err
 	}
@@ -88,6 +99,54 @@ func openPair(conf *sides.Config) (p *pair, err error) {
 	}
 	_, err = p.other.Recover(context.Background())
 	return p, err
+}
+
+// snapshot makes the subvolume that will be the other side.
+func (p *pair) snapshot() error {
+	if err := os.MkdirAll(topDir, 0o700); err != nil {
+		return err
+	}
+	whole := p.conf.Shared
+	whole.Subvol = "/"
+	if err := mountDevice(whole, topDir, 0, 0); err != nil {
+		return err
+	}
+	p.mounts = append(p.mounts, topDir)
+	p.next = true
+	here, err := os.Open(hereDir)
+	if err != nil {
+		return err
+	}
+	defer here.Close()
+	return withTop(func(top *os.File) error {
+		if err := btrfs.Delete(top, sides.NextSubvol); err != nil && !errors.Is(err, os.ErrNotExist) { // of a push that was cut off
+			return err
+		}
+		return btrfs.Snapshot(here, top, sides.NextSubvol, false)
+	})
+}
+
+// adopt makes what was written the other side, in one step, where it is not
+// that already. What the side was is then called as the new one was until now.
+func (p *pair) adopt() error {
+	if !p.next {
+		return nil
+	}
+	return withTop(func(top *os.File) error {
+		side := p.conf.Roots[sides.Other(p.conf.Side)].Subvol
+		if err := btrfs.Exchange(top, sides.NextSubvol, side); err != nil {
+			return err
+		}
+		return unix.Syncfs(int(top.Fd()))
+	})
+}
+
+func withTop(fn func(top *os.File) error) error {
+	top, err := os.Open(topDir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(fn(top), top.Close())
 }
 
 // mount makes the directory and mounts there.
@@ -106,15 +165,46 @@ func (p *pair) mountOther() error {
 	if err := os.MkdirAll(otherDir, 0o700); err != nil {
 		return err
 	}
-	if err := mountDevice(p.conf.Roots[sides.Other(p.conf.Side)], otherDir, 0, 0); err != nil {
-		return fmt.Errorf("the other side: %w", err)
+	side := sides.Other(p.conf.Side)
+	d := p.conf.Roots[side]
+	if p.next {
+		d.Subvol = sides.NextSubvol
+	}
+	if err := mountDevice(d, otherDir, 0, 0); err != nil {
+		return &sideGoneError{side, d, err}
 	}
 	p.mounts = append(p.mounts, otherDir)
 	return nil
 }
 
-// again mounts the other side anew: what is read then comes from the disk.
+// sideGoneError says that the root file system of a side cannot be mounted.
+type sideGoneError struct {
+	side   string
+	device sides.Device
+	err    error
+}
+
+func (e *sideGoneError) Error() string { return fmt.Sprintf("side %s: %v", e.side, e.err) }
+func (e *sideGoneError) Unwrap() error { return e.err }
+
+// hint is how to make it again: a push writes all of it.
+func (e *sideGoneError) hint() string {
+	mkfs := "mkfs." + e.device.FSType + " -U " + e.device.UUID
+	switch e.device.FSType {
+	case "btrfs": // it runs from another subvolume of the same
+		return "push an image: that makes the subvolume anew"
+	case "xfs":
+		mkfs = "mkfs.xfs -f -m uuid=" + e.device.UUID
+	}
+	return fmt.Sprintf("check the disk; `%s PARTITION` on the node makes an empty file system for this side, and the next push fills it", mkfs)
+}
+
+// again mounts the other side anew: what is read then comes from the disk. A
+// subvolume is of a file system that stays mounted: of that the pages are let go.
 func (p *pair) again() (err error) {
+	if p.conf.Subvolumes() {
+		return errors.Join(syncAt(otherDir), forget(otherDir))
+	}
 	if err := p.other.Close(); err != nil {
 		return err
 	}
@@ -139,6 +229,15 @@ func (p *pair) Close() error {
 		}
 	}
 	for _, dir := range slices.Backward(p.mounts) {
+		if dir == topDir {
+			errs = append(errs, withTop(func(top *os.File) error {
+				err := btrfs.Delete(top, sides.NextSubvol)
+				if errors.Is(err, os.ErrNotExist) {
+					return nil
+				}
+				return err
+			}))
+		}
 		errs = append(errs, unix.Unmount(dir, 0))
 	}
 	p.here, p.other, p.mounts = nil, nil, nil
@@ -208,6 +307,21 @@ func syncAt(dir string) error {
 		return err
 	}
 	return errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
+}
+
+// forget makes the kernel give up what it has in memory of the files of a tree
+// that are on its disk already: posix_fadvise(2).
+func forget(dir string) error {
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NOATIME|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return &fs.PathError{Op: "open", Path: path, Err: err}
+		}
+		return errors.Join(unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED), unix.Close(fd))
+	})
 }
 
 // copyAgent puts this program onto the other side.

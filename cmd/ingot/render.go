@@ -212,14 +212,14 @@ func renderJob(ctx context.Context, w *world, s *site.Site, n *site.Node, in inv
 // sidesOf says how a node with two sides is divided; nil for others. What two
 // sides cannot share is an error that names it.
 func sidesOf(p *classes.Profile) (*installer.Sides, error) {
-	if p.Update != "slots" {
+	if !p.TwoSides() {
 		return nil, nil
 	}
 	trees, own, err := sides.Share(append(pattern.NodeOwned().Strings(), p.NodeOwned...))
 	if err != nil {
 		return nil, withHint(err, "name whole directories in node_owned, or use update: live")
 	}
-	return &installer.Sides{Other: p.Sides.Other, Shared: p.Sides.Shared, Env: p.Sides.Env, Trees: trees, Own: own}, nil
+	return &installer.Sides{Mode: p.Update, Other: p.Sides.Other, Shared: p.Sides.Shared, Env: p.Sides.Env, Trees: trees, Own: own}, nil
 }
 
 // addKeys adds the host keys that the server keeps for the node, and the

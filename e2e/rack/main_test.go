@@ -17,6 +17,10 @@ import (
 // the user's cache. The tag says what is in it.
 const image = "debian:rack-2"
 
+// sidesImage is that of the nodes with two sides: it has a database, and a boot
+// loader for Secure Boot. Only the long forms need it.
+const sidesImage = "debian:sides-1"
+
 // skipEnv tells the run inside the namespaces why there is no rack.
 const skipEnv = "INGOT_RACK_SKIP"
 
@@ -102,16 +106,30 @@ func prepare(ctx context.Context) error {
 	if err := fetchDebs(ctx); err != nil {
 		return err
 	}
-	if exec.CommandContext(ctx, binary(), "image", "show", image, "--site", site).Run() == nil {
+	images := [][2]string{{image, "busybox,rsync,btrfs-progs,procps"}}
+	if long() {
+		images = append(images, [2]string{sidesImage, "busybox,rsync,btrfs-progs,procps,redis-server,shim-signed,grub-efi-amd64-signed"})
+	}
+	for _, x := range images {
+		if err := golden(ctx, site, x[0], x[1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// golden builds an image unless it is there.
+func golden(ctx context.Context, site, ref, packages string) error {
+	if exec.CommandContext(ctx, binary(), "image", "show", ref, "--site", site).Run() == nil {
 		return nil
 	}
 	start := time.Now()
-	out, err := exec.CommandContext(ctx, binary(), "image", "build", image, "--debian", "bookworm", "--include", "busybox,rsync,btrfs-progs,procps",
+	out, err := exec.CommandContext(ctx, binary(), "image", "build", ref, "--debian", "bookworm", "--include", packages,
 		"--hook", `rm -rf "$1"/usr/share/doc "$1"/usr/share/man "$1"/usr/share/locale "$1"/usr/share/info`, "--site", site).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("ingot image build: %w: %s", err, out)
 	}
-	fmt.Fprintf(os.Stderr, "rack: built the golden image in %s\n", time.Since(start).Round(time.Second))
+	fmt.Fprintf(os.Stderr, "rack: built the image %s in %s\n", ref, time.Since(start).Round(time.Second))
 	return nil
 }
 

@@ -22,11 +22,13 @@ const bootMark = "/dev/ingot-initrd-2"
 
 // second makes an image that differs from the golden one in some hundred ways,
 // kernel and initramfs among them. It returns what a boot loader finds in each.
-func (b *bench) second(ref string) (old, next pair) {
+func (b *bench) second(ref string) (old, next pair) { return b.secondOf(image, ref) }
+
+func (b *bench) secondOf(golden, ref string) (old, next pair) {
 	b.t.Helper()
 	dir := filepath.Join(b.rack.Dir(), "second")
 	b.must(os.Mkdir(dir, 0o755))
-	b.run("push", image, "--dir", dir)
+	b.run("push", golden, "--dir", dir)
 	b.must(os.RemoveAll(filepath.Join(dir, ".ingot")))
 	old = b.pairIn(dir)
 	b.scatter(dir)
@@ -68,10 +70,17 @@ func (b *bench) otherKernel(dir string) {
 		b.must(os.Symlink(target+"+2", filepath.Join(dir, link)))
 	}
 	replace("vmlinuz", func(text []byte) []byte { return append(text, bytes.Repeat([]byte("ingot 2 "), 512)...) })
-	mark := b.command("sh", "-c", fmt.Sprintf(`cd "$(mktemp -d)" && mkdir -p conf/conf.d && echo ': > %s' > conf/conf.d/ingot &&
-		printf 'conf\nconf/conf.d\nconf/conf.d/ingot\n' | busybox cpio -o -H newc 2> /dev/null && rm -r conf && rmdir "$PWD"`, bootMark))
-	early := append([]byte(mark), make([]byte, (4096-len(mark)%4096)%4096)...)
+	early := b.early(": > " + bootMark)
 	replace("initrd.img", func(text []byte) []byte { return append(early, text...) })
+}
+
+// early is an archive to go before an initramfs of initramfs-tools, whose /init
+// runs the line of shell script in it before it looks for anything.
+func (b *bench) early(line string) []byte {
+	b.t.Helper()
+	archive := b.command("sh", "-c", `cd "$(mktemp -d)" && mkdir -p conf/conf.d && printf '%s\n' "$1" > conf/conf.d/ingot &&
+		printf 'conf\nconf/conf.d\nconf/conf.d/ingot\n' | busybox cpio -o -H newc 2> /dev/null && rm -r conf && rmdir "$PWD"`, "sh", line)
+	return append([]byte(archive), make([]byte, (4096-len(archive)%4096)%4096)...)
 }
 
 // scatter changes a tree in many ways: what no service of the node needs.

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ingot/internal/btrfs"
 	"ingot/internal/durable"
 )
 
@@ -61,7 +62,7 @@ func Take(ctx context.Context, top, how, end string) (*Snapshot, error) {
 	s, err := take(ctx, top, how, end)
 	if how == Auto && err != nil && ctx.Err() == nil {
 		s = &Snapshot{Dir: top}
-		if !errors.Is(err, errNoSubvolume) {
+		if !errors.Is(err, btrfs.ErrNoSubvolume) {
 			s.Note = fmt.Sprintf("captured without a snapshot: %v", err)
 		}
 		return s, nil
@@ -74,7 +75,7 @@ func Take(ctx context.Context, top, how, end string) (*Snapshot, error) {
 
 func take(ctx context.Context, top, how, end string) (*Snapshot, error) {
 	if how == Auto || how == Btrfs {
-		if err := isSubvolume(top); err != nil {
+		if err := btrfs.IsSubvolume(top); err != nil {
 			return nil, err
 		}
 	}

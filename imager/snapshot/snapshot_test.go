@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"ingot/internal/btrfs"
 )
 
 func must(t *testing.T, err error) {
@@ -27,8 +29,8 @@ func skip(t *testing.T, why string) {
 	t.Skip(why)
 }
 
-// btrfs mounts a new file system.
-func btrfs(t *testing.T) string {
+// btrfsTop mounts a new file system.
+func btrfsTop(t *testing.T) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		skip(t, "needs root: mounts")
@@ -63,7 +65,7 @@ func snapshots(t *testing.T, top string) (names []string) {
 }
 
 func TestBtrfs(t *testing.T) {
-	top := btrfs(t)
+	top := btrfsTop(t)
 	must(t, os.WriteFile(top+"/f", []byte("old"), 0o600))
 	for _, how := range []string{Auto, Btrfs} {
 		s, err := Take(t.Context(), top, how, "")
@@ -95,7 +97,7 @@ func TestBtrfs(t *testing.T) {
 
 // A capture that was killed leaves its snapshot; the next one removes it.
 func TestBtrfsAfterAKill(t *testing.T) {
-	top := btrfs(t)
+	top := btrfsTop(t)
 	st, err := openState(t.Context(), top)
 	must(t, err)
 	_, err = st.btrfs(top)
@@ -113,7 +115,7 @@ func TestBtrfsAfterAKill(t *testing.T) {
 }
 
 func TestBtrfsThatASnapshotWouldCutShort(t *testing.T) {
-	top := btrfs(t)
+	top := btrfsTop(t)
 	if out, err := exec.Command("btrfs", "subvolume", "create", top+"/var").CombinedOutput(); err != nil {
 		t.Fatalf("%v %s", err, out)
 	}
@@ -124,7 +126,7 @@ func TestBtrfsThatASnapshotWouldCutShort(t *testing.T) {
 	if err != nil || s.Dir != top || !strings.Contains(s.Note, "without a snapshot") {
 		t.Errorf("if possible: %+v, %v", s, err)
 	}
-	if _, err := Take(t.Context(), top+"/.ingot", Btrfs, ""); !errors.Is(err, errNoSubvolume) {
+	if _, err := Take(t.Context(), top+"/.ingot", Btrfs, ""); !errors.Is(err, btrfs.ErrNoSubvolume) {
 		t.Errorf("of a directory: %v", err)
 	}
 }

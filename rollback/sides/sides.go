@@ -2,8 +2,9 @@
 //
 // A side is a root file system of its own: "a" or "b". What is the node's own
 // (homes, data of services, logs) is on a third file system, the shared one,
-// and appears in both by bind mounts that the agent makes before init. A fourth
-// one, small and without a journal, holds the environment block of the boot loader.
+// and appears in both by bind mounts that the agent makes before init. These
+// three are partitions, or subvolumes of one btrfs. One more partition, small
+// and without a journal, holds the environment block of the boot loader.
 //
 // The boot loader starts Env.Side, unless Env.Try names a side: that it starts
 // once, after it has emptied Env.Try on the disk. So whatever becomes of a side
@@ -36,6 +37,15 @@ func Other(name string) string {
 	return A
 }
 
+// Subvolumes at the top of a btrfs, besides those of the sides.
+const (
+	SharedSubvol = "@shared"
+	NextSubvol   = "@next" // what a push prepares: it becomes the other side in one step
+)
+
+// Subvol is the name of a side's subvolume.
+func Subvol(side string) string { return "@" + side }
+
 // Words of the kernel's command line by which the boot loader says what it started.
 const (
 	SideWord = "ingot.side=" // and a name
@@ -55,6 +65,9 @@ type Device struct {
 	FSType string `json:"fstype"`
 	UUID   string `json:"uuid"`             // as blkid(8) prints it
 	Subvol string `json:"subvol,omitempty"` // btrfs: the subvolume
+
+	// Options of mount(8) for the root of a side, besides the subvolume, as the disk_config has them.
+	Options string `json:"options,omitempty"`
 }
 
 // Config says what the sides of a node are. Each side has it, with its own name.
@@ -105,6 +118,9 @@ func (c *Config) check() error {
 	}
 	return nil
 }
+
+// Subvolumes reports whether the sides are subvolumes of one btrfs.
+func (c *Config) Subvolumes() bool { return c.Shared.Subvol != "" }
 
 // On is the configuration for the side name.
 func (c *Config) On(name string) *Config {

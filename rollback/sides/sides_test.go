@@ -163,7 +163,7 @@ func TestFiles(t *testing.T) {
 	if _, err := ReadTrial(dir); err == nil {
 		t.Error("the trial of no side")
 	}
-	c := &Config{Side: A, Roots: map[string]Device{A: {"ext4", "1", ""}, B: {"ext4", "2", ""}}, Shared: Device{"ext4", "3", ""}, Env: Device{"ext4", "4", ""}, Trees: []string{"home"}}
+	c := &Config{Side: A, Roots: map[string]Device{A: {FSType: "ext4", UUID: "1"}, B: {FSType: "ext4", UUID: "2"}}, Shared: Device{FSType: "ext4", UUID: "3"}, Env: Device{FSType: "ext2", UUID: "4"}, Trees: []string{"home"}}
 	ok(t, c.On(B).Write(dir))
 	if got, err := Read(dir); err != nil || got.Side != B || got.Roots[A].UUID != "1" {
 		t.Errorf("%+v, %v", got, err)
