@@ -42,9 +42,9 @@ type Lost interface {
 
 // Talk is what the caller of a push or a rollback hears, and decides.
 type Talk struct {
-	Kept     func([]wire.Generation) error // what the node keeps, before anything is planned; may be nil
-	Decide   func(wire.Plan) error         // before anything is staged; an error ends it with nothing changed
-	Progress func(wire.Progress)           // may be nil
+	Kept     func(wire.Kept) error // what the node keeps, before anything is planned; may be nil
+	Decide   func(wire.Plan) error // before anything is staged; an error ends it with nothing changed
+	Progress func(wire.Progress)   // may be nil
 }
 
 // Target is what a push brings a node to. Its manifest is made only when the
@@ -175,7 +175,7 @@ func hear(c *wire.Conn, talk Talk) (wire.Kept, error) {
 	if talk.Kept == nil {
 		return kept, nil
 	}
-	return kept, talk.Kept(kept.Generations)
+	return kept, talk.Kept(kept)
 }
 
 // chunksOf are the chunks that a node may ask for: those of its own target,

@@ -79,7 +79,7 @@ func whole(m *manifest.Manifest, src chunks) imager.Target {
 
 func agree(wire.Plan) error { return nil }
 
-func pushTo(t *testing.T, dir string, req wire.Request, m *manifest.Manifest, src chunks, kept func([]wire.Generation) error) (plan wire.Plan, err error) {
+func pushTo(t *testing.T, dir string, req wire.Request, m *manifest.Manifest, src chunks, kept func(wire.Kept) error) (plan wire.Plan, err error) {
 	t.Helper()
 	req.Dir = dir
 	session(t, func(c *wire.Conn) {
@@ -128,7 +128,7 @@ func TestSessionBeginsWithGenerations(t *testing.T) {
 	dir := t.TempDir()
 	m, src := treeOf(map[string]string{"motd": "one"})
 	var heard []wire.Generation
-	hear := func(list []wire.Generation) error { heard = list; return nil }
+	hear := func(k wire.Kept) error { heard = k.Generations; return nil }
 	if _, err := pushTo(t, dir, wire.Request{Ref: "web:1"}, m, src, hear); err != nil || len(heard) != 0 {
 		t.Fatalf("heard %+v, %v", heard, err)
 	}

@@ -104,7 +104,7 @@ func forgo(conn *wire.Conn, conf *sides.Config, t *sides.Trial, req wire.Request
 		if err := settleSide(conf); err != nil {
 			return err
 		}
-		return conn.Send(wire.KindAnswer, wire.Done{Generation: generation(cur, cur.Number), Unchanged: true, Notes: []string{why}})
+		return conn.Send(wire.KindAnswer, wire.Done{Generation: generation(cur, cur.Number), Unchanged: true, Notes: []string{why}, Sides: sidesNow()})
 	})
 }
 
@@ -196,7 +196,7 @@ func (p *pair) carryOut(ctx context.Context, conn *wire.Conn, plan *rollback.Pla
 		return err
 	}
 	done := wire.Done{Generation: generation(g, g.Number), Notes: some(notes(plan.Notes)), Reused: plan.Reused,
-		SwitchSeconds: time.Since(begun).Seconds(), NextBoot: req.NoReboot, Trial: !req.NoReboot}
+		SwitchSeconds: time.Since(begun).Seconds(), NextBoot: req.NoReboot, Trial: !req.NoReboot, Sides: sidesNow()}
 	if err := p.Close(); err != nil {
 		return err
 	}
@@ -324,7 +324,7 @@ func confirmSide(conn *wire.Conn, conf *sides.Config, req wire.Request) error {
 	case t.Reason != "":
 		return fmt.Errorf("generation %d: %w", req.To, rollback.ErrNoTrial) // the list says why
 	}
-	return conn.Send(wire.KindAnswer, wire.Done{Generation: generation(cur, cur.Number), Health: healthLines(cur.Health)})
+	return conn.Send(wire.KindAnswer, wire.Done{Generation: generation(cur, cur.Number), Health: healthLines(cur.Health), Sides: sidesNow()})
 }
 
 // stay makes the side that runs, and is on trial, the one that is started. The

@@ -91,6 +91,25 @@ func atStart(conf *sides.Config, say io.Writer) error {
 	return err
 }
 
+// sidesNow tells what a node with two sides is at; nil for others, and where
+// that cannot be known.
+func sidesNow() *wire.Sides {
+	conf, err := sidesHere()
+	if conf == nil || err != nil {
+		return nil
+	}
+	s := &wire.Sides{Runs: conf.Side}
+	_ = withEnv(conf, 0, func(dir string) error {
+		env, err := sides.ReadEnv(dir)
+		s.Starts, s.Tries = env.Side, env.Try
+		return err
+	}) // then Starts is empty
+	if t, err := sides.ReadTrial(shared); err == nil && t != nil {
+		s.Side, s.Generation, s.From, s.Started, s.Open, s.Reason, s.By = t.Side, t.Generation, t.From, len(t.Starts), t.Open(), t.Reason, t.By
+	}
+	return s
+}
+
 // cameBack ends a trial on the side that was there before.
 func cameBack(conf *sides.Config, env sides.Env, why string, say io.Writer) error {
 	if env.Try != "" {

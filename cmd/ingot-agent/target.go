@@ -18,7 +18,11 @@ func kept(n *rollback.Node) wire.Kept {
 	if err != nil {
 		list = nil // whether it matters the plan finds out
 	}
-	return wire.Kept{Generations: list[max(0, len(list)-maxGenerations):]}
+	k := wire.Kept{Generations: list[max(0, len(list)-maxGenerations):]}
+	if n.Boots {
+		k.Sides = sidesNow()
+	}
+	return k
 }
 
 // maxGenerations bounds those that the controller hears of: the newest.

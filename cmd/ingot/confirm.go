@@ -44,6 +44,9 @@ type trial struct {
 // err: the generation is recorded, and confirmed where the node waits for that.
 func (p *program) switched(ctx context.Context, w *world, n *site.Node, bar *bar, out *outcome, req wire.Request, after *aftercare, err error, made inventory.Generation) error {
 	begun := time.Now()
+	if err := w.learnSides(context.WithoutCancel(ctx), n.Name, out.Done.Sides); err != nil {
+		return err
+	}
 	lost := err != nil && req.Confirm > 0 && bar.switching() && !errors.As(err, new(*wire.Error))
 	switch {
 	case err != nil && !lost || req.DryRun:
@@ -167,11 +170,11 @@ func (p *program) confirmOnce(ctx context.Context, w *world, n *site.Node, req w
 		return done, nil, err
 	}
 	defer s.Close()
-	done, err = imager.Confirm(ctx, s.conn, req, imager.Talk{Kept: func(list []wire.Generation) error {
-		kept = list
-		return w.learn(ctx, n.Name, list)
+	done, err = imager.Confirm(ctx, s.conn, req, imager.Talk{Kept: func(k wire.Kept) error {
+		kept = k.Generations
+		return w.learn(ctx, n.Name, k)
 	}})
-	return done, kept, s.explain(err)
+	return done, kept, errors.Join(s.explain(err), w.learnSides(ctx, n.Name, done.Sides))
 }
 
 // whatBecame explains a generation that waits for nothing, by what the node keeps.

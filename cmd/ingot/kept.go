@@ -21,7 +21,11 @@ const maxLearned = 100
 
 // learn records what a node keeps and the server has not heard of: rollbacks
 // on its console, and switches whose connection broke.
-func (w *world) learn(ctx context.Context, node string, list []wire.Generation) error {
+func (w *world) learn(ctx context.Context, node string, kept wire.Kept) error {
+	list := kept.Generations
+	if err := w.learnSides(context.WithoutCancel(ctx), node, kept.Sides); err != nil {
+		return err
+	}
 	have, err := w.state.Generations(ctx, node)
 	if err != nil {
 		return err

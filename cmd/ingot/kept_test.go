@@ -96,7 +96,7 @@ func TestLearnRetires(t *testing.T) {
 		{nil, "2 keeps;3 runs;bcd"},    // it could not read its list
 		{list[:1], "1 keeps;3 runs;d"}, // nobody takes away what a node runs on its own word
 	} {
-		if err := w.learn(ctx, "n1", tc.list); err != nil {
+		if err := w.learn(ctx, "n1", wire.Kept{Generations: tc.list}); err != nil {
 			t.Fatal(err)
 		}
 		if got := uses(); got != tc.want {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"ingot/imager/wire"
 	"ingot/inventory"
 	"ingot/site"
 )
@@ -34,6 +35,7 @@ type nodeView struct {
 	Image       string            `json:"image,omitempty"`    // that the node runs
 	Generation  int               `json:"generation,omitempty"`
 	Since       *time.Time        `json:"since,omitempty"`
+	Sides       *wire.Sides       `json:"sides,omitempty"` // of a node that has two
 	Generations []generationView  `json:"generations,omitempty"`
 }
 
@@ -81,8 +83,14 @@ func viewNode(ctx context.Context, w *world, n *site.Node, installs map[string]i
 	if err != nil {
 		return v, err
 	}
+	if v.Sides, err = w.sidesOfNode(ctx, n.Name); err != nil {
+		return v, err
+	}
 	for _, g := range generations {
 		v.Generations = append(v.Generations, generationView{g.Number, g.Kind, g.Ref, g.Image, g.Overlay, absolute(g.Within), g.Mode, g.By, g.Reason, g.Time})
+		if waitingSide(v.Sides, g.Number) {
+			continue // it does not run yet
+		}
 		if v.Generation, v.Since = g.Number, &g.Time; g.Within == "" || v.Image == "" {
 			v.Image = partOf(g.Ref, g.Within)
 		}
@@ -273,6 +281,9 @@ func (p *program) printNode(v nodeView, classes string) error {
 	}
 	rows := [][]string{{"name", v.Name}, {"classes", orElse(strings.Join(v.Classes, " "), "-")}, {"on the node", classes}, {"address", orElse(v.Address, "-")},
 		{"serial", v.Serial}, {"uuid", v.UUID}, {"installation", install}, {"reason", v.Reason}}
+	if v.Sides != nil {
+		rows = append(rows, []string{"sides", sidesText(v.Sides)})
+	}
 	for _, nic := range v.NICs {
 		rows = append(rows, []string{nic.Kind + " " + nic.Name, nic.String()})
 	}

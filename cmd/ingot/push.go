@@ -162,7 +162,7 @@ func (p *program) policy(c *cli.Context, req *wire.Request) {
 
 func (p *program) talk(ctx context.Context, c *cli.Context, w *world, n *site.Node, bar *bar) imager.Talk {
 	return imager.Talk{Decide: p.decide(c, bar.screen, n.Name), Progress: bar.show,
-		Kept: func(list []wire.Generation) error { return w.learn(ctx, n.Name, list) }}
+		Kept: func(kept wire.Kept) error { return w.learn(ctx, n.Name, kept) }}
 }
 
 // wantNodesOrDir checks the arguments: so many, and NODES or --dir.

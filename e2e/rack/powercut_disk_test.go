@@ -25,10 +25,19 @@ type history struct {
 	dir    string // on a file system with reflinks
 	log    *writelog.Log
 	size   int64 // of the disk, in bytes
-	start  int64 // of the root partition on it
-	length int64
+	extent       // of the largest partition
+	parts  []extent
 	points []point
 }
+
+// extent is where a partition is on its disk, in bytes.
+type extent struct{ start, length int64 }
+
+// loop are mount(8)'s options for a partition in the image of a disk.
+func (x extent) loop() string { return fmt.Sprintf("loop,offset=%d,sizelimit=%d", x.start, x.length) }
+
+// view is the partition for debugfs and e2fsck.
+func (x extent) view(img string) string { return fmt.Sprintf("%s?offset=%d", img, x.start) }
 
 // point is one flush.
 type point struct {
@@ -49,10 +58,10 @@ func (d diskFile) Punch(off, n int64) error {
 	return unix.Fallocate(int(d.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 }
 
-// openLog reads what has been logged until now of the writes to n1's disk.
-func (b *bench) openLog() *writelog.Log {
+// openLog reads what has been logged until now of the writes to a machine's disk.
+func (b *bench) openLog(machine string) *writelog.Log {
 	b.t.Helper()
-	m, err := b.rack.Machine("n1")
+	m, err := b.rack.Machine(machine)
 	b.must(err)
 	f, err := os.Open(m.Disks[0].WriteLog)
 	b.must(err)
@@ -64,23 +73,25 @@ func (b *bench) openLog() *writelog.Log {
 	return l
 }
 
-// logged makes all of the node durable and says how many entries its log has.
-func (b *bench) logged() int64 {
+// logged makes all of the node n1 durable and says how many entries the log of
+// its machine has.
+func (b *bench) logged(machine string) int64 {
 	b.t.Helper()
 	b.ssh("n1", "sync")
-	return b.openLog().Entries
+	return b.openLog(machine).Entries
 }
 
 // replay keeps the states of the disk at all flushes from entry begin to entry
-// end, and replays the rest, too: it has to be what is on the disk.
-func (b *bench) replay(begin, end int64) *history {
+// end, and replays the rest, too: it has to be what is on the disk. The log
+// began on the disk base.
+func (b *bench) replay(machine, base string, begin, end int64) *history {
 	b.t.Helper()
-	m, err := b.rack.Machine("n1")
+	m, err := b.rack.Machine(machine)
 	b.must(err)
 	st, err := os.Stat(m.Disks[0].Path)
 	b.must(err)
-	h := &history{b: b, dir: b.reflinks(), log: b.openLog(), size: st.Size()}
-	b.copyDisk(installedDisk("n1"), filepath.Join(h.dir, "work.img")) // what the log began on
+	h := &history{b: b, dir: b.reflinks(), log: b.openLog(machine), size: st.Size()}
+	b.copyDisk(base, filepath.Join(h.dir, "work.img"))
 	work, err := os.OpenFile(filepath.Join(h.dir, "work.img"), os.O_RDWR, 0)
 	b.must(err)
 	defer work.Close()
@@ -100,7 +111,7 @@ func (b *bench) replay(begin, end int64) *history {
 		}
 	}
 	b.must(equalDisks(work.Name(), m.Disks[0].Path))
-	h.findRoot(work.Name())
+	h.findParts(work.Name())
 	return h
 }
 
@@ -173,8 +184,8 @@ func (h *history) cut(i int, seed uint64, dst string) error {
 	return nil
 }
 
-// findRoot finds the largest partition.
-func (h *history) findRoot(disk string) {
+// findParts finds the partitions.
+func (h *history) findParts(disk string) {
 	h.b.t.Helper()
 	var table struct {
 		PartitionTable struct {
@@ -185,8 +196,10 @@ func (h *history) findRoot(disk string) {
 	h.b.must(json.Unmarshal([]byte(h.b.command("sfdisk", "--json", disk)), &table))
 	sector := max(512, table.PartitionTable.SectorSize)
 	for _, p := range table.PartitionTable.Partitions {
-		if p.Size*sector > h.length {
-			h.start, h.length = p.Start*sector, p.Size*sector
+		x := extent{p.Start * sector, p.Size * sector}
+		h.parts = append(h.parts, x)
+		if x.length > h.length {
+			h.extent = x
 		}
 	}
 	if h.length == 0 {

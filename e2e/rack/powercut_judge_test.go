@@ -79,14 +79,14 @@ func (j *judge) keep(i int, seed uint64, img string) string {
 // disk looks at what a boot loader sees, then lets the kernel replay the
 // journal of the file system and the agent recover, and compares.
 func (j *judge) disk(img string) (v verdict, err error) {
-	if v.boot, err = j.bootable(img); err != nil {
+	if v.boot, err = j.bootable(j.h.view(img)); err != nil {
 		return v, err
 	}
 	mnt := filepath.Join(j.dir, "mnt")
 	if err := os.MkdirAll(mnt, 0o700); err != nil {
 		return v, err
 	}
-	if _, err := output("mount", "-t", "ext4", "-o", fmt.Sprintf("loop,offset=%d,sizelimit=%d", j.h.start, j.h.length), img, mnt); err != nil {
+	if _, err := output("mount", "-t", "ext4", "-o", j.h.loop(), img, mnt); err != nil {
 		return v, err
 	}
 	err = j.tree(mnt, &v)
@@ -96,7 +96,7 @@ func (j *judge) disk(img string) (v verdict, err error) {
 	if err != nil {
 		return v, err
 	}
-	_, err = output("e2fsck", "-f", "-n", fmt.Sprintf("%s?offset=%d", img, j.h.start))
+	_, err = output("e2fsck", "-f", "-n", j.h.view(img))
 	return v, err
 }
 
@@ -193,10 +193,10 @@ func holders(dir string, leave func(string) bool) (map[string]bool, error) {
 	return out, err
 }
 
-// bootable says what GRUB would start from the disk: it replays no journal,
+// bootable says what GRUB would start from a file system: it replays no journal,
 // and neither does debugfs. It follows installer's grub.cfg.
-func (j *judge) bootable(img string) (string, error) {
-	fs := grubView{fmt.Sprintf("%s?offset=%d", img, j.h.start)}
+func (j *judge) bootable(view string) (string, error) {
+	fs := grubView{view}
 	kernel, initrd := fs.link("/vmlinuz"), fs.link("/initrd.img")
 	if kernel == "" || initrd == "" || !fs.isFile(kernel) || !fs.isFile(initrd) {
 		version, err := fs.lastKernel()
@@ -213,14 +213,19 @@ func (j *judge) bootable(img string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	switch (pair{k, i}) {
+	return j.which(pair{k, i}), nil
+}
+
+// which says of which image a kernel and its initramfs are.
+func (j *judge) which(p pair) string {
+	switch p {
 	case j.old:
-		return "old", nil
+		return "old"
 	case j.next:
-		return "new", nil
+		return "new"
 	}
 	name := map[[sha256.Size]byte]string{j.old.kernel: "old", j.old.initrd: "old", j.next.kernel: "new", j.next.initrd: "new"}
-	return fmt.Sprintf("%q-with-%q", name[k], name[i]), nil
+	return fmt.Sprintf("%q-with-%q", name[p.kernel], name[p.initrd])
 }
 
 // grubView is a file system that nobody has mounted.

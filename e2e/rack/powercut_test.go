@@ -34,13 +34,13 @@ func TestPowerCuts(t *testing.T) {
 	j.old, j.next = b.second("app:2")
 	b.on("n1")
 	j.mounts = strings.Fields(b.ssh("n1", "findmnt -rno TARGET | grep -v '^/$'"))
-	begin := b.logged()
+	begin := b.logged("n1")
 	t.Log(b.run("push", "app:2", "n1", "--confirm", "0")) // a trial would be taken back by the boots
-	pushed := b.logged()
+	pushed := b.logged("n1")
 	t.Log(b.run("rollback", "n1"))
-	end := b.logged()
+	end := b.logged("n1")
 	b.shutdown("n1")
-	j.h = b.replay(begin, end)
+	j.h = b.replay("n1", installedDisk("n1"), begin, end)
 	c := &campaign{judge: j, t: t, pushed: pushed, exact: map[int]verdict{}, seen: map[string]int{}}
 	c.prepare()
 	if long() {
@@ -93,7 +93,7 @@ func (c *campaign) prepare() {
 	c.must(os.Mkdir(c.dir, 0o700))
 	mnt := filepath.Join(c.dir, "mnt")
 	c.must(os.Mkdir(mnt, 0o700))
-	_, err := output("mount", "-t", "ext4", "-o", fmt.Sprintf("loop,offset=%d,sizelimit=%d", c.h.start, c.h.length), c.h.at(len(c.h.points)-1), mnt)
+	_, err := output("mount", "-t", "ext4", "-o", c.h.loop(), c.h.at(len(c.h.points)-1), mnt)
 	c.must(err)
 	c.must(errors.Join(c.generations(mnt), unmount(mnt)))
 	if len(c.manifests) != 3 {

@@ -107,12 +107,40 @@ type Kept struct {
 	Has         bool         `json:"has,omitempty"`   // push: the target that is asked for
 	Knows       *Made        `json:"knows,omitempty"` // push, when it has not: another target that it has
 	Runs        *Made        `json:"runs,omitempty"`  // push: the target of its current generation
+	Sides       *Sides       `json:"sides,omitempty"` // of a node that has two
+}
+
+// Sides say what a node with two root file systems is at.
+type Sides struct {
+	Runs   string `json:"runs"`             // the side
+	Starts string `json:"starts,omitempty"` // what the boot loader starts; "": it cannot be read
+	Tries  string `json:"tries,omitempty"`  // what it starts once instead, the next time
+
+	// The last side that was tried, or is to be; Side is "" where none ever was.
+	Side       string `json:"side,omitempty"`
+	Generation int    `json:"generation,omitempty"`
+	From       int    `json:"from,omitempty"`   // the generation that ran when it was made
+	Started    int    `json:"started"`          // how often it came as far as its init
+	Open       bool   `json:"open,omitempty"`   // nothing has become of it yet
+	Reason     string `json:"reason,omitempty"` // why it did not stay
+	By         string `json:"by,omitempty"`     // who confirmed it
 }
 
 // Clean is Plan.Clean for what a node keeps.
 func (k *Kept) Clean() {
 	for i := range k.Generations {
 		k.Generations[i].Clean()
+	}
+	k.Sides.Clean()
+}
+
+// Clean is Plan.Clean for the sides of a node; nil has nothing to be cleaned.
+func (s *Sides) Clean() {
+	if s == nil {
+		return
+	}
+	for _, text := range []*string{&s.Runs, &s.Starts, &s.Tries, &s.Side, &s.Reason, &s.By} {
+		*text = Printable(*text)
 	}
 }
 
@@ -209,6 +237,8 @@ type Done struct {
 	// NextBoot says that the generation is on the node's other side, which is
 	// tried when the machine starts the next time.
 	NextBoot bool `json:"next_boot,omitempty"`
+	// Sides are what a node that has two is at then.
+	Sides *Sides `json:"sides,omitempty"`
 	// Reverted says why the node has gone back; Generation is what it is then.
 	Reverted string `json:"reverted,omitempty"`
 	// Health is what was looked at after the switch, a line each.
@@ -264,6 +294,7 @@ func (d *Done) Clean() {
 	printable(d.Health)
 	d.Reverted = Printable(d.Reverted)
 	d.Generation.Clean()
+	d.Sides.Clean()
 }
 
 // Clean is Plan.Clean for a generation.

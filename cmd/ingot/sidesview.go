@@ -1,0 +1,92 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"ingot/imager/wire"
+	"ingot/inventory"
+)
+
+// factSides is what a node with two sides said of them last, in JSON.
+const factSides = "sides"
+
+// learnSides records what a node says of its sides, and as an event when that
+// is news.
+func (w *world) learnSides(ctx context.Context, node string, s *wire.Sides) error {
+	if s == nil {
+		return nil
+	}
+	b, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	was, err := w.state.Fact(ctx, node, factSides)
+	if err != nil && !errors.Is(err, inventory.ErrNotFound) {
+		return err
+	}
+	if was == string(b) {
+		return nil
+	}
+	return errors.Join(w.state.SetFact(ctx, node, factSides, string(b)), w.state.AddEvent(ctx, inventory.Event{Node: node, Stage: "sides", Detail: sidesText(s)}))
+}
+
+// sidesOfNode is what a node said of its sides last; nil: it has not two.
+func (w *world) sidesOfNode(ctx context.Context, node string) (*wire.Sides, error) {
+	text, err := w.state.Fact(ctx, node, factSides)
+	if errors.Is(err, inventory.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	s := &wire.Sides{}
+	if err := json.Unmarshal([]byte(text), s); err != nil {
+		return nil, fmt.Errorf("node %q: what is recorded of its sides: %w", node, err)
+	}
+	return s, nil
+}
+
+// sidesText says which side runs, which is next, and what became of the last
+// that was tried.
+func sidesText(s *wire.Sides) string {
+	text := fmt.Sprintf("side %s runs", s.Runs)
+	switch {
+	case s.Starts == "":
+		text += ", the boot loader's environment cannot be read"
+	case s.Tries != "":
+		text += fmt.Sprintf(", side %s is tried at the next start, side %s starts after that", s.Tries, s.Starts)
+	default:
+		text += fmt.Sprintf(", side %s starts next", s.Starts)
+	}
+	if s.Side == "" {
+		return text
+	}
+	text += fmt.Sprintf("; generation %d on side %s ", s.Generation, s.Side)
+	switch {
+	case s.Open && s.Started == 0:
+		return text + "was not tried yet"
+	case s.Open:
+		text += "is on trial"
+	case s.Reason != "":
+		text += "did not stay"
+	default:
+		text += "was confirmed"
+		if s.By != "" {
+			text += " by " + s.By
+		}
+	}
+	text += fmt.Sprintf(", started %s", count(s.Started, "time"))
+	if s.Reason != "" {
+		text += ": " + s.Reason
+	}
+	return text
+}
+
+// waiting reports whether a generation is on the side that does not run, and
+// was not tried yet.
+func waitingSide(s *wire.Sides, generation int) bool {
+	return s != nil && s.Open && s.Started == 0 && s.Generation == generation && s.Side != s.Runs
+}

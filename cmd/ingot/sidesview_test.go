@@ -1,0 +1,77 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"ingot/imager/wire"
+	"ingot/inventory"
+	"ingot/site"
+)
+
+func TestSidesText(t *testing.T) {
+	for _, tt := range []struct {
+		s    wire.Sides
+		want string
+	}{
+		{wire.Sides{Runs: "a", Starts: "a"}, "side a runs, side a starts next"},
+		{wire.Sides{Runs: "a"}, "side a runs, the boot loader's environment cannot be read"},
+		{wire.Sides{Runs: "a", Starts: "a", Tries: "b", Side: "b", Generation: 2, Open: true},
+			"side a runs, side b is tried at the next start, side a starts after that; generation 2 on side b was not tried yet"},
+		{wire.Sides{Runs: "b", Starts: "a", Side: "b", Generation: 2, Started: 1, Open: true}, "side b runs, side a starts next; generation 2 on side b is on trial, started 1 time"},
+		{wire.Sides{Runs: "b", Starts: "b", Side: "b", Generation: 2, Started: 1, By: "me"}, "side b runs, side b starts next; generation 2 on side b was confirmed by me, started 1 time"},
+		{wire.Sides{Runs: "a", Starts: "a", Side: "b", Generation: 2, Reason: "check x: no"}, "side a runs, side a starts next; generation 2 on side b did not stay, started 0 times: check x: no"},
+	} {
+		if got := sidesText(&tt.s); got != tt.want {
+			t.Errorf("%+v is\n%q, want\n%q", tt.s, got, tt.want)
+		}
+	}
+}
+
+// What a node says of its sides is kept, and told once when it is news; a
+// generation that waits for the next start is not what runs.
+func TestLearnSides(t *testing.T) {
+	ctx := t.Context()
+	db, err := inventory.Open(ctx, t.TempDir()+"/state.db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	w := &world{state: db, Site: &site.Site{}}
+	s := &wire.Sides{Runs: "a", Starts: "a", Tries: "b", Side: "b", Generation: 2, From: 1, Open: true}
+	for range 2 {
+		if err := w.learnSides(ctx, "n1", s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.learnSides(ctx, "n1", nil); err != nil { // an agent of before
+		t.Fatal(err)
+	}
+	events, err := w.state.Events(ctx, "n1", nil, 0, 0)
+	if err != nil || len(events) != 1 || events[0].Stage != "sides" || !strings.Contains(events[0].Detail, "side b is tried at the next start") {
+		t.Errorf("events %+v, %v", events, err)
+	}
+	for n, kind := range map[int]string{1: "install", 2: "push"} {
+		if err := w.state.AddGeneration(ctx, inventory.Generation{Node: "n1", Number: n, Ref: "x:" + kind, Image: "00", Kind: kind}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shown := func() int {
+		t.Helper()
+		v, err := viewNode(ctx, w, &site.Node{Name: "n1"}, nil)
+		if err != nil || v.Sides == nil {
+			t.Fatalf("%+v, %v", v.Sides, err)
+		}
+		return v.Generation
+	}
+	if got := shown(); got != 1 {
+		t.Errorf("generation %d runs, want 1: 2 was not tried yet", got)
+	}
+	s = &wire.Sides{Runs: "b", Starts: "b", Side: "b", Generation: 2, From: 1, Started: 1, By: "me"}
+	if err := w.learnSides(ctx, "n1", s); err != nil {
+		t.Fatal(err)
+	}
+	if got := shown(); got != 2 {
+		t.Errorf("generation %d runs, want 2", got)
+	}
+}
