@@ -149,7 +149,8 @@ func (r *Run) activate() error {
 // names another (UEFI 2.10, 3.5.1.1) and that ingot's boot script chains to:
 // the core image, or, where the image has them, Debian's shim and its GRUB,
 // which firmware with Secure Boot takes. That GRUB reads EFI/debian/grub.cfg,
-// and has every module that ours has.
+// and has every module that ours has. The boot script, which firmware with
+// Secure Boot does not read, then chains to the core image in EFI/ingot.
 func (r *Run) activateUEFI(core []byte) error {
 	esp := ""
 	for _, m := range r.plan.Result.Mounts {
@@ -164,7 +165,7 @@ func (r *Run) activateUEFI(core []byte) error {
 		return r.put(filepath.Join(esp, "EFI/BOOT/BOOTX64.EFI"), string(core), 0o700)
 	}
 	for _, f := range []struct{ from, to string }{
-		{grubDir + "/early.cfg", "EFI/debian/grub.cfg"}, {signedGRUB, "EFI/BOOT/grubx64.efi"},
+		{coreImage(grubUEFI()), "EFI/ingot/BOOTX64.EFI"}, {grubDir + "/early.cfg", "EFI/debian/grub.cfg"}, {signedGRUB, "EFI/BOOT/grubx64.efi"},
 		{"/usr/lib/shim/mmx64.efi.signed", "EFI/BOOT/mmx64.efi"}, {signedShim, "EFI/BOOT/BOOTX64.EFI"}, // the last one: the disk boots
 	} {
 		text, err := os.ReadFile(filepath.Join(Target, f.from))

@@ -63,7 +63,10 @@ func (q *qmp) read(onEvent func(event, text string)) {
 }
 
 // execute gives a command and waits for the answer.
-func (q *qmp) execute(command string, args map[string]any) error {
+func (q *qmp) execute(command string, args map[string]any) error { return q.ask(command, args, nil) }
+
+// ask is execute that keeps what the answer returns, unless into is nil.
+func (q *qmp) ask(command string, args map[string]any, into any) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	msg := map[string]any{"execute": command}
@@ -81,7 +84,10 @@ func (q *qmp) execute(command string, args map[string]any) error {
 		if a.Error != nil {
 			return fmt.Errorf("monitor command %q: %s", command, a.Error.Desc)
 		}
-		return nil
+		if into == nil {
+			return nil
+		}
+		return json.Unmarshal(a.Return, into)
 	case <-time.After(30 * time.Second):
 		return fmt.Errorf("monitor command %q: %w", command, errors.New("no answer in 30 s"))
 	}

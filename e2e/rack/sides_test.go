@@ -55,7 +55,7 @@ func TestSides(t *testing.T) {
 
 func sidesLoop(t *testing.T, fw lab.Firmware, l layout) {
 	b := newBench(t, true, lab.Machine{Name: "n1", Firmware: fw})
-	b.sidesProfile(l)
+	profile := b.sidesProfile(l)
 	b.secondOf(sidesImage, "app:2")
 	one, two := b.listed(sidesImage), b.listed("app:2")
 	b.run("node", "set", "n1", "--install", "--image", sidesImage)
@@ -87,6 +87,10 @@ func sidesLoop(t *testing.T, fw lab.Firmware, l layout) {
 	data("a-first")
 	kept = "a-first"
 	is("installed", "a", "1")
+	if out, err := b.try("push", "app:2", "n1"); err == nil || !strings.Contains(out, `"etc/motd" changed`) || !strings.Contains(out, `"etc/ours" added`) {
+		t.Errorf("a push over changed files: %v\n%s", err, out)
+	}
+	b.write("profile/DEFAULT.yaml", profile+"local_changes: {keep: [/etc/motd, /etc/ours]}\n")
 	t.Log(b.run("push", "app:2", "n1"))
 	is("pushed", "b", "2")
 	data("b-second")
