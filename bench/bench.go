@@ -120,7 +120,7 @@ done`
 // all does the works that were asked for.
 func (b *bench) all(ctx context.Context) error {
 	for _, w := range works() {
-		if len(b.o.works) > 0 && !slices.Contains(b.o.works, w.name) {
+		if !b.o.does(w.name) {
 			continue
 		}
 		if err := w.do(b, ctx); err != nil {

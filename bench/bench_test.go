@@ -247,3 +247,26 @@ func TestParse(t *testing.T) {
 		t.Error("a work that there is not")
 	}
 }
+
+// What machines wrote to their disks has a column of its own, where it was measured.
+func TestMachines(t *testing.T) {
+	b := &bench{o: options{cache: t.TempDir()}}
+	if err := b.machines(t.Context()); err != nil || len(b.rows) != 2 || b.rows[0].ok() {
+		t.Errorf("nothing was measured: %+v, %v", b.rows, err)
+	}
+	b.rows = []row{{Work: workBack, Tool: "rsync", Seconds: []float64{1}, Bytes: -1}}
+	text := `[{"mode":"slots","what":"ingot push","seconds":60,"moved":5000000,"written":700000000},{"mode":"slots","what":"installed anew","seconds":120,"moved":400000000,"written":800000000}]`
+	if err := os.WriteFile(figuresFile(b.o.cache), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.machines(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r := report{rows: b.rows}
+	if got := r.results(workSlots); len(got.rows) != 2 || got.head[8] != "to the disk" || got.rows[1][3] != "0.50" || got.rows[1][8] != "800 MB" || got.rows[0][4] != "5.00 MB" {
+		t.Errorf("%q", got)
+	}
+	if got := r.results(workBack); len(got.head) != 8 || len(got.rows[0]) != 8 {
+		t.Errorf("%q", got)
+	}
+}

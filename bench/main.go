@@ -75,6 +75,11 @@ func run(ctx context.Context, args []string) error {
 	if err := installDesync(ctx, o.cache); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: goes on without desync:", err)
 	}
+	if o.does("machines") {
+		if err := measureMachines(ctx, o.cache); err != nil {
+			fmt.Fprintln(os.Stderr, "bench: goes on without machines:", err)
+		}
+	}
 	return enter(ctx, args)
 }
 
@@ -133,6 +138,9 @@ func parse(args []string) (options, error) {
 func words(s string) []string {
 	return strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
 }
+
+// does reports whether a work was asked for.
+func (o options) does(work string) bool { return len(o.works) == 0 || slices.Contains(o.works, work) }
 
 func (o options) whole() bool { return len(o.works) == 0 && len(o.tools) == 0 && o.runs == 0 }
 

@@ -35,6 +35,7 @@ type row struct {
 	Memory     int64  // of the largest process on this side, bytes
 	Node       int64  // of the largest process on the node, bytes; 0: no node, or not measured
 	Bytes      int64  // stored or on the wire, the least of all runs; -1: not asked
+	Disk       int64  // written to the machine's disk, bytes; 0: not measured
 	Wrong      string // how the result is not what it should be; empty: it was compared and is right, or not compared
 	Failed     string // why there is no result
 }

@@ -110,11 +110,19 @@ func (r report) results(work string) table {
 		}
 	}
 	t := table{head: []string{"tool", "seconds", "slowest", "ingot / tool", "bytes", "memory", "on the node", "result"}}
+	disk := slices.ContainsFunc(r.rows, func(row row) bool { return row.Work == work && row.Disk > 0 })
+	if disk {
+		t.head = append(t.head, "to the disk")
+	}
 	for _, row := range r.rows {
 		if row.Work != work {
 			continue
 		}
-		t.rows = append(t.rows, row.cells(ours))
+		cells := row.cells(ours)
+		if disk {
+			cells = append(cells, sizeOr(row.Disk))
+		}
+		t.rows = append(t.rows, cells)
 	}
 	return t
 }
@@ -234,9 +242,13 @@ func notes() map[string]string {
 		workNothing: "The node is B already. `ssh true` is what a login alone costs.",
 		workFile:    "One line is appended to /etc/services.",
 		workRename:  "/srv/release-1 becomes /srv/release-2: modules, headers, gcc, documentation and more of tree A were moved there before.",
+		workSlots:   machinesNote + "BIOS, ext4 on partitions.",
+		workSubvols: machinesNote + "UEFI, subvolumes of a btrfs, of which a push makes a snapshot.",
 		workBack:    "`ingot` is `/.ingot/agent rollback` on the node's console, as is rsync, which has a full copy of A on the node's disk; `ingot rollback` is the same asked for from the controller, over SSH.",
 	}
 }
+
+const machinesNote = "A machine of the rack (QEMU without KVM, two processors), measured once. The release has 420 other files, another kernel and initramfs. Until it runs, is reached by a new login and is confirmed; bytes on the machine's cable and to its disk. `installed anew` is the whole installation of the same release, from reset to login. "
 
 const method = `## Method
 

@@ -21,6 +21,8 @@ const (
 	workFile    = "one small file changed, over SSH"
 	workRename  = "a directory of over 500 MB renamed, over SSH"
 	workBack    = "back from B to A on the node"
+	workSlots   = "a release for a machine with two root partitions"
+	workSubvols = "a release for a machine with two root subvolumes"
 )
 
 // group is a part of the run that can be asked for alone.
@@ -30,7 +32,7 @@ type group struct {
 }
 
 func works() []group {
-	return []group{{"capture", (*bench).capture}, {"write", (*bench).write}, {"local", (*bench).local}, {"node", (*bench).onNode}, {"back", (*bench).backOnNode}}
+	return []group{{"capture", (*bench).capture}, {"write", (*bench).write}, {"local", (*bench).local}, {"node", (*bench).onNode}, {"back", (*bench).backOnNode}, {"machines", (*bench).machines}}
 }
 
 func workNames() []string {

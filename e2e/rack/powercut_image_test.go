@@ -32,7 +32,7 @@ func (b *bench) secondOf(golden, ref string) (old, next pair) {
 	b.must(os.RemoveAll(filepath.Join(dir, ".ingot")))
 	old = b.pairIn(dir)
 	b.scatter(dir)
-	b.otherKernel(dir)
+	b.otherKernel(dir, bytes.Repeat([]byte("ingot 2 "), 512))
 	next = b.pairIn(dir)
 	if old.kernel == next.kernel || old.initrd == next.initrd {
 		b.t.Fatal("the second image has the kernel or the initramfs of the first")
@@ -57,7 +57,7 @@ func (b *bench) pairIn(dir string) pair {
 // it, which no loader minds, so that its modules stay the right ones. The
 // initramfs has another archive before it (early-userspace/buffer-format.rst),
 // whose one file is read by initramfs-tools' /init.
-func (b *bench) otherKernel(dir string) {
+func (b *bench) otherKernel(dir string, behind []byte) {
 	b.t.Helper()
 	replace := func(link string, change func([]byte) []byte) {
 		target, err := os.Readlink(filepath.Join(dir, link))
@@ -69,7 +69,7 @@ func (b *bench) otherKernel(dir string) {
 		b.must(os.Remove(filepath.Join(dir, link)))
 		b.must(os.Symlink(target+"+2", filepath.Join(dir, link)))
 	}
-	replace("vmlinuz", func(text []byte) []byte { return append(text, bytes.Repeat([]byte("ingot 2 "), 512)...) })
+	replace("vmlinuz", func(text []byte) []byte { return append(text, behind...) })
 	early := b.early(": > " + bootMark)
 	replace("initrd.img", func(text []byte) []byte { return append(early, text...) })
 }

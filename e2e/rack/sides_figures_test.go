@@ -11,8 +11,8 @@ import (
 
 // figure is one thing that was done to a machine.
 type figure struct {
-	Work    string  `json:"work"`
-	Tool    string  `json:"tool"`
+	Mode    string  `json:"mode"` // slots or btrfs
+	What    string  `json:"what"`
 	Seconds float64 `json:"seconds"`
 	Moved   int64   `json:"moved"`   // bytes on the machine's cable, both directions
 	Written int64   `json:"written"` // bytes to its disk
@@ -52,7 +52,7 @@ func measured(t *testing.T, fw lab.Firmware, l layout) (all []figure) {
 	b.serve()
 	b.must(b.rack.PowerOn("n1"))
 	b.seen(loginWait, "n1", "login", "with the node's host key", 1, "failed", "alarm")
-	measure := func(work, tool string, do func()) {
+	measure := func(what string, do func()) {
 		b.ssh("n1", "sync")
 		before, err := b.rack.Stats("n1")
 		b.must(err)
@@ -63,14 +63,14 @@ func measured(t *testing.T, fw lab.Firmware, l layout) (all []figure) {
 		after, err := b.rack.Stats("n1")
 		b.must(err)
 		moved := after.Minus(before)
-		all = append(all, figure{work, tool, took.Seconds(), moved.NetIn + moved.NetOut, moved.DiskWritten})
+		all = append(all, figure{l.update, what, took.Seconds(), moved.NetIn + moved.NetOut, moved.DiskWritten})
 		t.Logf("%+v", all[len(all)-1])
 	}
-	measure("release", l.update, func() { b.run("push", "app:2", "n1") })
-	measure("back", l.update, func() { b.run("rollback", "n1") })
-	measure("again", l.update, func() { b.run("push", "app:2", "n1") })
+	measure("ingot push", func() { b.run("push", "app:2", "n1") })
+	measure("rollback", func() { b.run("rollback", "n1") })
+	measure("push again, after the rollback", func() { b.run("push", "app:2", "n1") })
 	logins := b.logins("n1")
-	measure("release", l.update+", installed anew", func() {
+	measure("installed anew", func() {
 		b.run("node", "set", "n1", "--install", "--image", "app:2")
 		b.must(b.rack.Reset("n1"))
 		b.seen(loginWait, "n1", "login", "with the node's host key", logins+1, "failed", "alarm")

@@ -134,12 +134,13 @@ func sidesLoop(t *testing.T, fw lab.Firmware, l layout) {
 	is("given up, and started", "a", "1")
 }
 
-// restarted does something to a machine that makes it start anew, and waits for it.
-func (b *bench) restarted(name string, do func(string) error) {
+// restarted does something to a machine of n1 that starts it, and waits until
+// somebody can log in.
+func (b *bench) restarted(machine string, do func(string) error) {
 	b.t.Helper()
-	logins := b.logins(name)
-	b.must(do(name))
-	b.seen(loginWait, name, "login", "", logins+1, "failed", "alarm")
+	logins := b.logins("n1")
+	b.must(do(machine))
+	b.seen(loginWait, "n1", "login", "", logins+1, "failed", "alarm")
 }
 
 // listing prints of each file of a tree, without what a node has for itself,
