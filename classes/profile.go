@@ -31,7 +31,7 @@ type Profile struct {
 	Retention Retention `yaml:"generations"`     // what a node keeps to go back to
 	Network   string    `yaml:"network"`         // networkd: its files are written from nodes/NAME.yaml; none: the image's
 	HostKeys  string    `yaml:"hostkeys"`        // generate: new SSH host keys at install; image: those of the image
-	Loader    string    `yaml:"loader"`          // grub: ingot installs and owns it; none
+	Loader    string    `yaml:"loader"`          // grub, systemd-boot: ingot installs and owns it; none
 	Finish    string    `yaml:"finish"`          // after an installation: reboot | poweroff
 
 	Check         []health.Check `yaml:"check"`          // what must hold after a push
@@ -140,7 +140,7 @@ func (p *Profile) settings() []setting {
 		{"kernel.from", &p.Kernel.From, []string{"image"}, nil},
 		{"network", &p.Network, []string{"networkd", "none"}, nil},
 		{"hostkeys", &p.HostKeys, []string{"generate", "image"}, nil},
-		{"loader", &p.Loader, []string{"grub", "none"}, nil},
+		{"loader", &p.Loader, []string{"grub", "systemd-boot", "none"}, nil},
 		{"finish", &p.Finish, []string{"reboot", "poweroff"}, nil},
 		{"restart", &p.Restart, units.Modes(), nil},
 	}
@@ -249,9 +249,11 @@ func (s *Space) profile(r *Resolved, probs *problem.List) error {
 		d.Bad("sides", "only nodes with update: slots or btrfs have two sides")
 	case r.Profile.TwoSides():
 		r.Profile.Sides.complete(d, r.Profile.Update)
-		if r.Profile.Loader != "grub" {
-			d.Bad("update", "update: %s needs loader: grub", r.Profile.Update)
+		if r.Profile.Loader == "none" {
+			d.Bad("update", "update: %s needs loader: grub or systemd-boot", r.Profile.Update)
 		}
+	case r.Profile.Loader == "systemd-boot":
+		d.Bad("loader", "loader: systemd-boot is for nodes with update: slots or btrfs; use grub")
 	}
 	return nil
 }

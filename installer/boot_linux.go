@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ingot/rollback/sides"
 )
 
 // Files of ingot's own in the new system.
@@ -25,7 +27,7 @@ const (
 // GRUB for, so that a disk boots in either kind of machine where possible.
 func (r *Run) platforms() []grubPlatform {
 	var out []grubPlatform
-	if r.job.Loader == "none" {
+	if r.job.Loader == "none" || r.job.Loader == sides.SystemdBoot {
 		return nil
 	}
 	if r.plan.Result.BIOSBoot {
@@ -46,8 +48,12 @@ func (r *Run) bootLoader(ctx context.Context) error {
 	if err := r.installAgent(); err != nil {
 		return err
 	}
-	if r.job.Loader == "none" {
+	switch r.job.Loader {
+	case "none":
 		return nil
+	case sides.SystemdBoot:
+		r.sides.Loader, r.sides.Title, r.sides.Args = r.job.Loader, r.job.Node, r.job.KernelArgs
+		return r.sides.Write(Target)
 	}
 	res := r.plan.Result
 	if res.RootUUID == "" {
@@ -128,6 +134,11 @@ func (r *Run) chroot(ctx context.Context, argv ...string) *exec.Cmd {
 // activate makes the disk bootable, under BIOS and UEFI as far as the layout
 // and the image allow: the last writes of an installation.
 func (r *Run) activate() error {
+	if r.job.Loader == sides.SystemdBoot {
+		if err := r.activateSystemdBoot(); err != nil {
+			return fmt.Errorf("install systemd-boot: %w", err)
+		}
+	}
 	for _, p := range r.platforms() {
 		core, err := os.ReadFile(filepath.Join(Target, coreImage(p)))
 		if err != nil {
@@ -152,14 +163,9 @@ func (r *Run) activate() error {
 // and has every module that ours has. The boot script, which firmware with
 // Secure Boot does not read, then chains to the core image in EFI/ingot.
 func (r *Run) activateUEFI(core []byte) error {
-	esp := ""
-	for _, m := range r.plan.Result.Mounts {
-		if m.Device == r.plan.Result.ESPDevice {
-			esp = m.Path
-		}
-	}
-	if esp == "" {
-		return fmt.Errorf("the EFI system partition %s is not mounted", r.plan.Result.ESPDevice)
+	esp, err := r.esp()
+	if err != nil {
+		return err
 	}
 	if !r.signed() {
 		return r.put(filepath.Join(esp, "EFI/BOOT/BOOTX64.EFI"), string(core), 0o700)
@@ -178,6 +184,36 @@ func (r *Run) activateUEFI(core []byte) error {
 	}
 	return nil
 }
+
+// esp is where the EFI system partition is mounted in the new system.
+func (r *Run) esp() (string, error) {
+	for _, m := range r.plan.Result.Mounts {
+		if m.Device == r.plan.Result.ESPDevice {
+			return m.Path, nil
+		}
+	}
+	return "", fmt.Errorf("the EFI system partition %s is not mounted", r.plan.Result.ESPDevice)
+}
+
+// activateSystemdBoot writes the entry of the first side, and then what the
+// firmware looks for.
+func (r *Run) activateSystemdBoot() error {
+	esp, err := r.esp()
+	if err != nil {
+		return err
+	}
+	if err := r.sides.NewEntries(filepath.Join(Target, esp), Target); err != nil {
+		return err
+	}
+	program, err := os.ReadFile(filepath.Join(Target, systemdBoot))
+	if err != nil {
+		return err
+	}
+	return r.put(filepath.Join(esp, "EFI/BOOT/BOOTX64.EFI"), string(program), 0o700)
+}
+
+// systemdBoot is of Debian's package systemd-boot-efi.
+const systemdBoot = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"
 
 // Files of Debian's packages shim-signed and grub-efi-amd64-signed.
 const (

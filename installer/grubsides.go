@@ -2,7 +2,6 @@ package installer
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 
 	"ingot/rollback/sides"
@@ -72,21 +71,11 @@ func sidesEmbedded(envUUID, config string) string {
 	return fmt.Sprintf("search --no-floppy --fs-uuid --set=root %s\nset prefix=($root)/ingot\nif [ -f $prefix/grub.cfg ]; then configfile $prefix/grub.cfg; fi\n%s", envUUID, config)
 }
 
-// grubSide sets what start needs to know of a side. Its options reach mount(8)
-// in the initramfs; rw is said apart.
+// grubSide sets what start needs to know of a side.
 func grubSide(d sides.Device) string {
-	top, options := "", []string{}
+	top := ""
 	if d.Subvol != "" {
-		top, options = "/"+d.Subvol, append(options, "subvol="+d.Subvol)
+		top = "/" + d.Subvol
 	}
-	for _, o := range strings.Split(d.Options, ",") {
-		if !slices.Contains([]string{"", "-", "rw", "ro", "defaults", "auto", "noauto"}, o) {
-			options = append(options, o)
-		}
-	}
-	flags := ""
-	if len(options) > 0 {
-		flags = "rootflags=" + strings.Join(options, ",")
-	}
-	return fmt.Sprintf("set uuid=%s; set top=%s; set flags=%q", d.UUID, top, flags)
+	return fmt.Sprintf("set uuid=%s; set top=%s; set flags=%q", d.UUID, top, d.RootFlags())
 }

@@ -32,7 +32,7 @@ type Job struct {
 	By           string    `json:"by"`
 
 	Sides  *Sides `json:"sides,omitempty"` // nil: one root file system
-	Loader string `json:"loader"`          // grub, or none: the image boots by its own means
+	Loader string `json:"loader"`          // grub, systemd-boot, or none: the image boots by its own means
 	Finish string `json:"finish"`          // reboot or poweroff
 }
 

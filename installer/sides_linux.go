@@ -92,6 +92,8 @@ func (r *Run) sidesFit(part map[string]disks.Made) error {
 		return fmt.Errorf("both sides need the same file system, ext4 or xfs (or update: btrfs): / has %s, %s has %s", root.FS, s.Other, other.FS)
 	case env.FS != "ext2" && env.FS != "vfat":
 		return fmt.Errorf("GRUB can write safely to ext2 and vfat only: %s (sides: env) has %s", s.Env, env.FS)
+	case r.job.Loader == sides.SystemdBoot && env.Device != res.ESPDevice:
+		return fmt.Errorf("the memory of systemd-boot is the EFI system partition: %s (sides: env) is none", s.Env)
 	case res.BootPart != "":
 		return errors.New("a node with two sides has its kernels on these: remove the partition for /boot")
 	}

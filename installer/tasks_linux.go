@@ -134,11 +134,19 @@ func (r *Run) hasBootLoader() error {
 		return fmt.Errorf("this machine boots by UEFI, and disk_config/%s makes no EFI system partition: add a line such as `primary /boot/efi 100 vfat rw`", r.job.DiskConfig.Class)
 	case !uefi && !res.BIOSBoot:
 		return fmt.Errorf("this machine boots by BIOS, and disk_config/%s makes no BIOS boot partition: use disklabel:gpt-bios", r.job.DiskConfig.Class)
+	case !uefi && r.job.Loader == sides.SystemdBoot:
+		return errors.New("this machine boots by BIOS, and systemd-boot by UEFI only: use loader: grub")
 	case uefi:
 		p = grubUEFI()
 	}
 	if !slices.ContainsFunc(r.image.Entries, func(e entry.Entry) bool { return strings.HasPrefix(e.Path, "boot/vmlinuz") }) {
 		return fmt.Errorf("image %s has no kernel: build it with the package linux-image-amd64", r.job.Ref)
+	}
+	if _, ok := r.image.Lookup(strings.TrimPrefix(systemdBoot, "/")); r.job.Loader == sides.SystemdBoot {
+		if !ok {
+			return fmt.Errorf("image %s lacks %s: build it with the package systemd-boot-efi", r.job.Ref, systemdBoot)
+		}
+		return nil
 	}
 	for _, path := range []string{"usr/bin/grub-mkimage", "usr/lib/grub/" + p.dir} {
 		if _, ok := r.image.Lookup(path); !ok {

@@ -213,10 +213,10 @@ func (p *pair) carryOut(ctx context.Context, conn *wire.Conn, plan *rollback.Pla
 func settleSide(conf *sides.Config) error {
 	err := withEnv(conf, 0, func(dir string) error {
 		want := sides.Env{Side: conf.Side}
-		if is, err := sides.ReadEnv(dir); err == nil && is == want {
+		if is, err := conf.ReadEnv(dir); err == nil && is == want {
 			return nil
 		}
-		return sides.WriteEnv(dir, want)
+		return conf.WriteEnv(dir, want)
 	})
 	if err != nil {
 		return err
@@ -249,6 +249,9 @@ func (p *pair) tell(g rollback.Generation, from int, window time.Duration, later
 	if err := p.conf.On(sides.Other(p.conf.Side)).Write(otherDir); err != nil {
 		return err
 	}
+	if err := withEnv(p.conf, 0, func(dir string) error { return p.conf.Place(dir, sides.Other(p.conf.Side), otherDir) }); err != nil {
+		return err
+	}
 	if err := errors.Join(saveList(p.here, p.conf.Side), saveList(p.other, sides.Other(p.conf.Side))); err != nil {
 		return err
 	}
@@ -269,12 +272,12 @@ func (p *pair) tell(g rollback.Generation, from int, window time.Duration, later
 		return err
 	}
 	return withEnv(p.conf, 0, func(dir string) error {
-		e, err := sides.ReadEnv(dir)
+		e, err := p.conf.ReadEnv(dir)
 		if err != nil {
 			return err
 		}
 		e.Try = t.Side
-		return sides.WriteEnv(dir, e)
+		return p.conf.WriteEnv(dir, e)
 	})
 }
 
@@ -334,7 +337,7 @@ func stay(conf *sides.Config, by string) error {
 		if t.Side != conf.Side || t.Reason != "" {
 			return sides.ErrOver
 		}
-		if err := withEnv(conf, 0, func(dir string) error { return sides.WriteEnv(dir, sides.Env{Side: conf.Side}) }); err != nil {
+		if err := withEnv(conf, 0, func(dir string) error { return conf.WriteEnv(dir, sides.Env{Side: conf.Side}) }); err != nil {
 			return err
 		}
 		t.Ended, t.By = time.Now().UTC(), by

@@ -73,7 +73,7 @@ func atStart(conf *sides.Config, say io.Writer) error {
 		return err
 	}
 	var env sides.Env
-	if err := withEnv(conf, 5*time.Second, func(dir string) (err error) { env, err = sides.ReadEnv(dir); return err }); err != nil {
+	if err := withEnv(conf, 5*time.Second, func(dir string) (err error) { env, err = conf.ReadEnv(dir); return err }); err != nil {
 		fmt.Fprintf(say, "ingot-agent: %v\n", err)
 		env = sides.Env{Side: conf.Side}
 	}
@@ -100,7 +100,7 @@ func sidesNow() *wire.Sides {
 	}
 	s := &wire.Sides{Runs: conf.Side}
 	_ = withEnv(conf, 0, func(dir string) error {
-		env, err := sides.ReadEnv(dir)
+		env, err := conf.ReadEnv(dir)
 		s.Starts, s.Tries = env.Side, env.Try
 		return err
 	}) // then Starts is empty
@@ -113,7 +113,7 @@ func sidesNow() *wire.Sides {
 // cameBack ends a trial on the side that was there before.
 func cameBack(conf *sides.Config, env sides.Env, why string, say io.Writer) error {
 	if env.Try != "" {
-		if err := withEnv(conf, 0, func(dir string) error { return sides.WriteEnv(dir, sides.Env{Side: conf.Side}) }); err != nil {
+		if err := withEnv(conf, 0, func(dir string) error { return conf.WriteEnv(dir, sides.Env{Side: conf.Side}) }); err != nil {
 			fmt.Fprintf(say, "ingot-agent: %v\n", err)
 		}
 	}

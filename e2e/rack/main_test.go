@@ -17,9 +17,9 @@ import (
 // the user's cache. The tag says what is in it.
 const image = "debian:rack-2"
 
-// sidesImage is that of the nodes with two sides: it has a database, and a boot
-// loader for Secure Boot. Only the long forms need it.
-const sidesImage = "debian:sides-1"
+// sidesImage is that of the nodes with two sides: it has a database, and boot
+// loaders: for Secure Boot, and systemd's. Only the long forms need it.
+const sidesImage = "debian:sides-2"
 
 // skipEnv tells the run inside the namespaces why there is no rack.
 const skipEnv = "INGOT_RACK_SKIP"
@@ -108,7 +108,7 @@ func prepare(ctx context.Context) error {
 	}
 	images := [][2]string{{image, "busybox,rsync,btrfs-progs,procps"}}
 	if long() {
-		images = append(images, [2]string{sidesImage, "busybox,rsync,btrfs-progs,procps,redis-server,shim-signed,grub-efi-amd64-signed"})
+		images = append(images, [2]string{sidesImage, "busybox,rsync,btrfs-progs,procps,redis-server,shim-signed,grub-efi-amd64-signed,systemd-boot-efi"})
 	}
 	for _, x := range images {
 		if err := golden(ctx, site, x[0], x[1]); err != nil {

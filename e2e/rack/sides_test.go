@@ -22,6 +22,12 @@ primary / 2G ext4 noatime
 primary /other 2G ext4 noatime
 primary /shared 512M- ext4 rw
 `}
+	systemdBoot = layout{"slots", "sides: {other: /other, shared: /shared, env: /boot/efi}\nloader: systemd-boot\n", `disk_config disk1 disklabel:gpt fstabkey:uuid
+primary /boot/efi 256M vfat umask=0077
+primary / 2G ext4 rw
+primary /other 2G ext4 rw
+primary /shared 512M- ext4 rw
+`}
 	subvolumes = layout{"btrfs", "sides: {env: /boot/efi}\n", `disk_config disk1 disklabel:gpt-bios fstabkey:uuid
 primary /boot/efi 64M vfat umask=0077
 primary / 4G- btrfs noatime
@@ -48,7 +54,7 @@ func TestSides(t *testing.T) {
 		name string
 		fw   lab.Firmware
 		layout
-	}{{"bios", lab.BIOS, slots}, {"uefi", lab.UEFI, slots}, {"btrfs", lab.UEFI, subvolumes}} {
+	}{{"bios", lab.BIOS, slots}, {"uefi", lab.UEFI, slots}, {"btrfs", lab.UEFI, subvolumes}, {"systemd-boot", lab.UEFI, systemdBoot}} {
 		t.Run(tt.name, func(t *testing.T) { sidesLoop(t, tt.fw, tt.layout) })
 	}
 }

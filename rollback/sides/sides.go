@@ -18,6 +18,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"ingot/internal/durable"
@@ -70,6 +71,24 @@ type Device struct {
 	Options string `json:"options,omitempty"`
 }
 
+// RootFlags are the words of the kernel's command line by which an initramfs
+// mounts a root with its options; rw is said apart.
+func (d Device) RootFlags() string {
+	var options []string
+	if d.Subvol != "" {
+		options = append(options, "subvol="+d.Subvol)
+	}
+	for _, o := range strings.Split(d.Options, ",") {
+		if !slices.Contains([]string{"", "-", "rw", "ro", "defaults", "auto", "noauto"}, o) {
+			options = append(options, o)
+		}
+	}
+	if len(options) == 0 {
+		return ""
+	}
+	return "rootflags=" + strings.Join(options, ",")
+}
+
 // Config says what the sides of a node are. Each side has it, with its own name.
 type Config struct {
 	Side   string            `json:"side"`  // the one that it is on
@@ -78,6 +97,10 @@ type Config struct {
 	Env    Device            `json:"env"`
 	Trees  []string          `json:"trees"`         // directories that both sides share, such as "home", parents first
 	Own    []string          `json:"own,omitempty"` // directories in these that each side has for itself, such as "var/lib/dpkg"
+
+	Loader string   `json:"loader,omitempty"` // GRUB or SystemdBoot; "" is GRUB
+	Title  string   `json:"title,omitempty"`  // systemd-boot: what its menu calls the node
+	Args   []string `json:"args,omitempty"`   // systemd-boot: of the kernel, from the profile
 }
 
 // Read reads the configuration of the side whose top is dir. A tree that is no
