@@ -51,7 +51,7 @@ test-quick: ## run the tests that need no virtual machine
 	@$(MAKE) bin/ingot SKIP_SETUP=1
 	@scripts/test -short
 
-campaign: ## break captures, prunes and rollbacks at every step, flip 200 bytes, cut the power at every flush; two hours; PART=rollback for a part
+campaign: ## break captures, prunes and rollbacks at every step, flip 200 bytes, cut the power at every flush, break machines with two sides; nine hours; PART=rollback for a part
 	@$(SETUP) test
 	@$(MAKE) bin/ingot SKIP_SETUP=1
 	@scripts/campaign $(PART)

@@ -402,7 +402,7 @@ func (c *sidesCampaign) report() {
 	for _, text := range slices.Sorted(maps.Keys(c.seen)) {
 		list = append(list, fmt.Sprintf("%d times %s", c.seen[text], text))
 	}
-	c.t.Logf("%d flush points, %d disks judged:\n%s", len(c.h.points), c.tries, strings.Join(list, "\n"))
+	c.t.Logf("%d flush points, %d disks judged: %s", len(c.h.points), c.tries, strings.Join(list, "; "))
 }
 
 // boots starts the disks at both sides of each change of what the boot loader
