@@ -257,26 +257,34 @@ func withEnv(conf *sides.Config, patience time.Duration, fn func(dir string) err
 
 // mountDevice finds a file system by its UUID and mounts it.
 func mountDevice(d sides.Device, dir string, flags uintptr, patience time.Duration) error {
+	path, err := findDevice(d, patience)
+	if err != nil {
+		return err
+	}
 	data := ""
 	if d.Subvol != "" {
 		data = "subvol=" + d.Subvol
 	}
+	if err := unix.Mount(path, dir, d.FSType, flags, data); err != nil {
+		return fmt.Errorf("mount %s (%s) at %s: %w", path, d.FSType, dir, err)
+	}
+	return nil
+}
+
+// findDevice finds a file system by its UUID, and waits for it.
+func findDevice(d sides.Device, patience time.Duration) (path string, err error) {
 	for end := time.Now().Add(patience); ; time.Sleep(200 * time.Millisecond) {
 		all, err := devices()
 		if err != nil {
-			return err
+			return "", err
 		}
 		for _, dev := range all {
-			if dev.uuid != d.UUID {
-				continue
+			if dev.uuid == d.UUID {
+				return dev.path, nil
 			}
-			if err := unix.Mount(dev.path, dir, d.FSType, flags, data); err != nil {
-				return fmt.Errorf("mount %s (%s) at %s: %w", dev.path, d.FSType, dir, err)
-			}
-			return nil
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("no device has the file system %s (%s)", d.UUID, d.FSType)
+			return "", fmt.Errorf("no device has the file system %s (%s)", d.UUID, d.FSType)
 		}
 	}
 }

@@ -44,6 +44,7 @@ func startSide() error {
 	if err == nil {
 		err = errors.Join(mountShared(conf), leave())
 	}
+	missing := err != nil
 	if err == nil {
 		err = atStart(conf, os.Stderr)
 	}
@@ -52,6 +53,9 @@ func startSide() error {
 		time.Sleep(3 * time.Second)
 		end(unix.LINUX_REBOOT_CMD_RESTART)
 	}
+	if missing {
+		err = errors.Join(err, conf.Hide("/"))
+	}
 	return err
 }
 
@@ -59,11 +63,35 @@ func mountShared(conf *sides.Config) error {
 	if err := os.MkdirAll(shared, 0o700); err != nil {
 		return err
 	}
-	if err := mountDevice(conf.Shared, shared, 0, 20*time.Second); err != nil {
+	path, err := findDevice(conf.Shared, 20*time.Second)
+	if err != nil {
 		return fmt.Errorf("what the sides share: %w", err)
 	}
-	_, err := conf.MountTrees("/")
+	check(path, conf.Shared.FSType, os.Stderr)
+	if err := mountDevice(conf.Shared, shared, 0, 0); err != nil {
+		return fmt.Errorf("what the sides share: %w", err)
+	}
+	_, err = conf.MountTrees("/")
 	return err
+}
+
+// check has a file system checked as a boot does it: e2fsck(8), -p. Those of
+// other types look after themselves when they are mounted. What it says is for
+// people; whether the file system is of use the mount finds out.
+func check(path, fstype string, say io.Writer) {
+	if !strings.HasPrefix(fstype, "ext") {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), startWait)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "/sbin/e2fsck", "-p", path).CombinedOutput()
+	var code *exec.ExitError
+	if errors.As(err, &code) && code.ExitCode() == 1 { // errors were corrected
+		err = nil
+	}
+	if err != nil {
+		fmt.Fprintf(say, "ingot-agent: e2fsck %s: %v: %s\n", path, err, out)
+	}
 }
 
 // atStart does what a side that starts has to do about a trial.

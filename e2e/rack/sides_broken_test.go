@@ -64,6 +64,19 @@ func TestBrokenSides(t *testing.T) {
 		})
 	}
 	t.Run("root", b.lostRoot)
+	t.Run("shared", b.lostShared)
+}
+
+// lostShared takes away what both sides share. The node comes up for somebody
+// to log in, and no service begins anew with nothing.
+func (b *bench) lostShared(t *testing.T) {
+	dev := b.ssh("n1", "findmnt -n -o SOURCE /.ingot/shared")
+	b.ssh("n1", "sync; dd if=/dev/zero of="+dev+" bs=1M count=64 conv=fsync")
+	b.restarted("n1", b.rack.Reset)
+	got := b.ssh("n1", "findmnt -n -o SOURCE /var/lib; touch /var/lib/x 2> /dev/null && echo written || echo refused")
+	if got != "shared-file-system-is-missing\nrefused" {
+		t.Errorf("without what both sides share the node says %q", got)
+	}
 }
 
 func (b *bench) onFirst(t *testing.T) {

@@ -39,6 +39,22 @@ func (c *Config) MountTrees(top string) (made []string, err error) {
 	return made, nil
 }
 
+// hiddenName is what findmnt(8) says that a hidden tree is of.
+const hiddenName = "shared-file-system-is-missing"
+
+// Hide makes the shared trees of the side whose top is top empty and read-only:
+// for a machine whose shared file system cannot be mounted, and whose services
+// are not to begin anew with what they find instead.
+func (c *Config) Hide(top string) error {
+	var errs []error
+	for _, tree := range c.Trees {
+		if err := unix.Mount(hiddenName, filepath.Join(top, tree), "tmpfs", unix.MS_RDONLY, "size=4k,mode=755"); err != nil {
+			errs = append(errs, fmt.Errorf("hide %q: %w", "/"+tree, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // hold keeps hold of a directory, which it makes where it is missing, as a
 // mount of its own that is nowhere yet (open_tree(2)).
 func hold(dir string) (int, error) {

@@ -174,6 +174,34 @@ func TestFiles(t *testing.T) {
 	}
 }
 
+// Without what is shared nothing can be written in its place.
+func TestHide(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounts")
+	}
+	top := t.TempDir()
+	c := &Config{Trees: []string{"home", "var/lib"}}
+	for _, tree := range c.Trees {
+		ok(t, os.MkdirAll(filepath.Join(top, tree, "old"), 0o755))
+	}
+	ok(t, c.Hide(top))
+	for _, tree := range c.Trees {
+		dir := filepath.Join(top, tree)
+		if err := os.WriteFile(dir+"/new", nil, 0o600); !errors.Is(err, unix.EROFS) {
+			t.Errorf("a write to %q: %v", tree, err)
+		}
+		if list, err := os.ReadDir(dir); err != nil || len(list) != 0 {
+			t.Errorf("%q has %v, %v", tree, list, err)
+		}
+		ok(t, unix.Unmount(dir, 0))
+	}
+	c.Trees = []string{"nowhere", "home"}
+	if err := c.Hide(top); err == nil || !strings.Contains(err.Error(), "/nowhere") {
+		t.Errorf("a tree that is not there: %v", err)
+	}
+	ok(t, unix.Unmount(filepath.Join(top, "home"), 0)) // the others are hidden
+}
+
 // Both sides show the shared trees, and each what it has for itself.
 func TestMountTrees(t *testing.T) {
 	if os.Geteuid() != 0 {
