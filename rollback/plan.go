@@ -222,7 +222,9 @@ type Plan struct {
 	adopt  map[int]leftover     // slot -> file of an interrupted stage that becomes it
 	merges []*merging           // files that Stage has commands make
 	made   map[digest.ID][]byte // chunks of these
-	id     string               // of the stage; set by Stage
+	// of the other side: the plan of the tree that runs, where that has files to be merged (MergeSide)
+	mergesHere *Plan
+	id         string // of the stage; set by Stage
 }
 
 // Empty reports whether the tree is already what the plan wants.

@@ -2,7 +2,6 @@ package rollback
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"ingot/internal/digest"
@@ -21,9 +20,8 @@ import (
 // only, and its content comes from both.
 //
 // Neither tree may have another mount in it: what lies under one belongs to the
-// tree. A merge by command is refused.
+// tree. A plan with files to be merged is completed by MergeSide.
 func (n *Node) PlanSide(ctx context.Context, t Target, other *Node) (*Plan, error) {
-	t.Policy = t.Policy.unmerged()
 	here, err := n.compareTo(ctx, t, onSide)
 	if err != nil {
 		return nil, fmt.Errorf("plan: %w", err)
@@ -35,23 +33,59 @@ func (n *Node) PlanSide(ctx context.Context, t Target, other *Node) (*Plan, erro
 	return p, nil
 }
 
+// MergeSide has the commands of a plan of PlanSide make the files that both the
+// node and the target changed, and plans the other side anew with these. A plan
+// without such files it returns as it is. src has what the plan needs and what
+// these files were; see Merger.
+func (n *Node) MergeSide(ctx context.Context, p *Plan, other *Node, src Source) (*Plan, error) {
+	here := p.mergesHere
+	if here == nil {
+		return p, nil
+	}
+	unlock, err := n.lockIdle("merge")
+	if err != nil {
+		return nil, fmt.Errorf("merge: %w", err)
+	}
+	defer unlock()
+	if err := n.sources(ctx, here, here.live, here.scan); err != nil {
+		return nil, fmt.Errorf("merge: %w", err)
+	}
+	if err := n.merge(ctx, here, src); err != nil {
+		return nil, fmt.Errorf("merge: %w", err)
+	}
+	here.merges = nil
+	if p, err = n.onto(ctx, here, other, p.scan.full); err != nil {
+		return nil, fmt.Errorf("plan the other side: %w", err)
+	}
+	return p, nil
+}
+
 // onto plans how the other side becomes what a plan of this tree leads to.
 func (n *Node) onto(ctx context.Context, here *Plan, other *Node, full bool) (*Plan, error) {
 	goal := here.goals()
-	if err := errors.Join(here.records(), goal.Validate()); err != nil {
+	if err := goal.Validate(); err != nil {
 		return nil, fmt.Errorf("what it is to be: %w", err)
+	}
+	merging := len(here.merges) > 0 // then it is planned once more, and nothing recorded yet
+	if !merging {
+		if err := here.records(); err != nil {
+			return nil, fmt.Errorf("what it is to be: %w", err)
+		}
 	}
 	p, err := other.exactly(ctx, goal, full)
 	if err != nil {
 		return nil, err
 	}
 	p.Conflicts, p.Blocked, p.Notes = here.Conflicts, append(here.Blocked, p.Blocked...), here.Notes
-	p.Generation, p.target, p.goal = here.Generation, here.target, goal
+	p.Generation, p.target, p.goal, p.made = here.Generation, here.target, goal, here.made
 	p.Generation.Before = nil // of this tree; the plan's own is that of the other one
 	p.to, p.Here = max(here.Base, p.Base)+1, here.Empty()
 	p.shown = append([]Change{}, here.Changes()...)
 	record, done := p.record, here.done
 	p.record = func() { record(); p.done = done }
+	if merging {
+		p.mergesHere, p.merges = here, here.merges
+	}
 	if err := other.finish(ctx, p, p.live, p.scan); err != nil {
 		return nil, err
 	}

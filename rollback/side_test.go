@@ -3,6 +3,7 @@ package rollback
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -113,6 +114,74 @@ func TestSideHasWhatIsTheNodes(t *testing.T) {
 	}
 	write(t, filepath.Join(dir, "prog"), "damaged!")
 	isErr(t, other.Verify(bg(), made), ErrDamaged, `"prog"`)
+}
+
+// A file that the node and the target changed has both changes on the other
+// side, and is the node's own there; the side that runs keeps what it has. Where
+// the command fails nothing is done to either.
+func TestSideMerges(t *testing.T) {
+	w, n, goal := mergeWorld(t)
+	dir := filepath.Join(filepath.Dir(w.dir), "side")
+	ok(t, os.Mkdir(dir, 0o700))
+	other := open(t, dir)
+	plan := func(n, other *Node, goal Target) *Plan {
+		t.Helper()
+		p, err := n.PlanSide(bg(), goal, other)
+		ok(t, err)
+		ok(t, p.Err())
+		if len(p.Conflicts) != 1 || p.Conflicts[0].Action != Merge {
+			t.Fatalf("conflicts %v", p.Conflicts)
+		}
+		return p
+	}
+	bad := goal
+	bad.Policy.Usual = &Policy{Merge: []Merger{{list(t, "/etc/app/*"), "exit 3"}}}
+	_, err := n.MergeSide(bg(), plan(n, other, bad), other, w.src)
+	isErr(t, err, ErrConflict, "exit status 3")
+	if list, err := os.ReadDir(dir); err != nil || len(list) != 0 {
+		t.Errorf("the other side has %v, %v", list, err)
+	}
+
+	before := snapshot(t, w.dir)
+	p, err := n.MergeSide(bg(), plan(n, other, goal), other, w.src)
+	ok(t, err)
+	ok(t, other.Stage(bg(), p, w.src))
+	g, err := other.Switch(bg(), p)
+	ok(t, err)
+	same(t, "the side that runs", before, snapshot(t, w.dir))
+	if got := read(t, dir+"/etc/app/conf"); got+"\n" != mergedText {
+		t.Errorf("merged: %q", got)
+	}
+	if read(t, dir+"/prog") != "new prog" || len(g.Local) != 1 || g.Local[0] != "etc/app/conf" {
+		t.Errorf("generation %+v", g)
+	}
+	ok(t, other.Verify(bg(), p))
+	if n.exists(in("stage", "merge")) || other.exists(in("stage", "merge")) {
+		t.Error("the files of the merge were left")
+	}
+
+	// From there the same is nothing to do, in place.
+	other = open(t, dir)
+	if p, err = other.Plan(bg(), goal); err != nil || !p.Empty() || p.Err() != nil {
+		t.Errorf("the same in place does %v, %v, %v", p.Steps, err, p.Err())
+	}
+	// And a merge onto a side that has the file: the first one, from the other.
+	write(t, dir+"/etc/app/conf", "ONE\ntwo\nTHREE\nfour\nFIVE\n")
+	write(t, w.new+"/etc/app/conf", "one\ntwo\nthree\nfour\nFIVE\nsix\n")
+	next := snapshot(t, w.new)
+	for id, b := range chunked(t, w.new, next, 7).chunks {
+		w.src.chunks[id] = b
+	}
+	goal.Manifest = next
+	q, err := other.MergeSide(bg(), plan(other, n, goal), n, w.src)
+	ok(t, err)
+	ok(t, n.Stage(bg(), q, w.src))
+	_, err = n.Switch(bg(), q)
+	ok(t, err)
+	if got := read(t, w.at("etc/app/conf")); strings.TrimSpace(got) != "ONE\ntwo\nTHREE\nfour\nFIVE\nsix" {
+		t.Errorf("merged onto the first side: %q", got)
+	}
+	ok(t, n.Verify(bg(), q))
 }
 
 // The way back to the other side takes along what the node changed meanwhile

@@ -27,6 +27,9 @@ func (n *Node) sources(ctx context.Context, p *Plan, l *live, s *scanner) error 
 			}
 		}
 	}
+	for id := range p.made {
+		delete(want, id)
+	}
 	for _, m := range p.merges {
 		for _, c := range m.base.Chunks {
 			want[c.ID] = c.Size

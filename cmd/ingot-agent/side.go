@@ -174,6 +174,9 @@ func (p *pair) carryOut(ctx context.Context, conn *wire.Conn, plan *rollback.Pla
 	if err := settleSide(p.conf); err != nil {
 		return err
 	}
+	if plan, err = p.here.MergeSide(ctx, plan, p.other, src); err != nil {
+		return err
+	}
 	if err := p.other.Stage(ctx, plan, src); err != nil {
 		return damaged(plan, err)
 	}
