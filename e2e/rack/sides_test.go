@@ -114,7 +114,10 @@ func sidesLoop(t *testing.T, fw lab.Firmware, l layout) {
 	kept += " c-third"
 	t.Log(b.run("rollback", "n1"))
 	is("rolled forward", "b", "2")
-	t.Log(b.run("rollback", "n1"))
+	if text := b.ssh("n1", "cat /etc/issue.net"); text != "release 2\nours" {
+		t.Errorf("the side is not as it was left: /etc/issue.net is %q", text)
+	}
+	t.Log(b.run("rollback", "n1", "--take", "/etc/issue.net"))
 	is("rolled back again", "a", "1")
 
 	// An image of the node has what both sides share, and what they do not.
@@ -176,7 +179,7 @@ func lines(text string) map[string]bool {
 
 // ofTheNode are the files that are not those of the image: its names and keys,
 // what the installation writes, and what the test does.
-var ofTheNode = []string{"./etc", "./etc/fstab", "./etc/hostname", "./etc/hosts", "./etc/machine-id", "./etc/resolv.conf", "./etc/motd", "./etc/ours", "./etc/ssh", "./etc/systemd/network", "./boot", "./boot/grub", "./etc/.updated", "./var/.updated"}
+var ofTheNode = []string{"./etc", "./etc/fstab", "./etc/hostname", "./etc/hosts", "./etc/issue.net", "./etc/machine-id", "./etc/resolv.conf", "./etc/motd", "./etc/ours", "./etc/ssh", "./etc/systemd/network", "./boot", "./boot/grub", "./etc/.updated", "./var/.updated"}
 
 // differs compares the node that runs with the listing of an image.
 func (b *bench) differs(t *testing.T, what string, want map[string]bool) {
