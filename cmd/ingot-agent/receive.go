@@ -401,7 +401,7 @@ func listGenerations(c *cli.Context) error {
 			return json.NewEncoder(c.App.Writer).Encode(list)
 		}
 		w := tabwriter.NewWriter(c.App.Writer, 0, 4, 2, ' ', 0)
-		fmt.Fprintln(w, "GENERATION\tKIND\tIMAGE\tDIGEST\tWHEN\tBY")
+		fmt.Fprintln(w, "GENERATION\tKIND\tIMAGE\tDIGEST\tWHEN\tBY\tNOTE")
 		for _, g := range list {
 			mark := ""
 			if g.Current {
@@ -417,7 +417,10 @@ func listGenerations(c *cli.Context) error {
 			if g.Within != "" {
 				ref = fmt.Sprintf("%q of %s", "/"+g.Within, g.Ref)
 			}
-			fmt.Fprintf(w, "%d%s\t%s\t%s\t%s\t%s\t%s\n", g.Number, mark, g.Kind, ref, g.Image.Short(), time.Unix(g.Time, 0).Format(time.DateTime), g.By)
+			fmt.Fprintf(w, "%d%s\t%s\t%s\t%s\t%s\t%s\t%s\n", g.Number, mark, g.Kind, ref, g.Image.Short(), time.Unix(g.Time, 0).Format(time.DateTime), g.By, g.Reason)
+		}
+		if s := sidesNow(); s != nil && c.String("dir") == "/" {
+			fmt.Fprintf(w, "\n%s\n", s)
 		}
 		return w.Flush()
 	})

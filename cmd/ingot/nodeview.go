@@ -282,7 +282,7 @@ func (p *program) printNode(v nodeView, classes string) error {
 	rows := [][]string{{"name", v.Name}, {"classes", orElse(strings.Join(v.Classes, " "), "-")}, {"on the node", classes}, {"address", orElse(v.Address, "-")},
 		{"serial", v.Serial}, {"uuid", v.UUID}, {"installation", install}, {"reason", v.Reason}}
 	if v.Sides != nil {
-		rows = append(rows, []string{"sides", sidesText(v.Sides)})
+		rows = append(rows, []string{"sides", v.Sides.String()})
 	}
 	for _, nic := range v.NICs {
 		rows = append(rows, []string{nic.Kind + " " + nic.Name, nic.String()})

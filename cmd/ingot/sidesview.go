@@ -30,7 +30,7 @@ func (w *world) learnSides(ctx context.Context, node string, s *wire.Sides) erro
 	if was == string(b) {
 		return nil
 	}
-	return errors.Join(w.state.SetFact(ctx, node, factSides, string(b)), w.state.AddEvent(ctx, inventory.Event{Node: node, Stage: "sides", Detail: sidesText(s)}))
+	return errors.Join(w.state.SetFact(ctx, node, factSides, string(b)), w.state.AddEvent(ctx, inventory.Event{Node: node, Stage: "sides", Detail: s.String()}))
 }
 
 // sidesOfNode is what a node said of its sides last; nil: it has not two.
@@ -49,43 +49,7 @@ func (w *world) sidesOfNode(ctx context.Context, node string) (*wire.Sides, erro
 	return s, nil
 }
 
-// sidesText says which side runs, which is next, and what became of the last
-// that was tried.
-func sidesText(s *wire.Sides) string {
-	text := fmt.Sprintf("side %s runs", s.Runs)
-	switch {
-	case s.Starts == "":
-		text += ", the boot loader's environment cannot be read"
-	case s.Tries != "":
-		text += fmt.Sprintf(", side %s is tried at the next start, side %s starts after that", s.Tries, s.Starts)
-	default:
-		text += fmt.Sprintf(", side %s starts next", s.Starts)
-	}
-	if s.Side == "" {
-		return text
-	}
-	text += fmt.Sprintf("; generation %d on side %s ", s.Generation, s.Side)
-	switch {
-	case s.Open && s.Started == 0:
-		return text + "was not tried yet"
-	case s.Open:
-		text += "is on trial"
-	case s.Reason != "":
-		text += "did not stay"
-	default:
-		text += "was confirmed"
-		if s.By != "" {
-			text += " by " + s.By
-		}
-	}
-	text += fmt.Sprintf(", started %s", count(s.Started, "time"))
-	if s.Reason != "" {
-		text += ": " + s.Reason
-	}
-	return text
-}
-
-// waiting reports whether a generation is on the side that does not run, and
+// waitingSide reports whether a generation is on the side that does not run, and
 // was not tried yet.
 func waitingSide(s *wire.Sides, generation int) bool {
 	return s != nil && s.Open && s.Started == 0 && s.Generation == generation && s.Side != s.Runs

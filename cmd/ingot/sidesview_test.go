@@ -9,25 +9,6 @@ import (
 	"ingot/site"
 )
 
-func TestSidesText(t *testing.T) {
-	for _, tt := range []struct {
-		s    wire.Sides
-		want string
-	}{
-		{wire.Sides{Runs: "a", Starts: "a"}, "side a runs, side a starts next"},
-		{wire.Sides{Runs: "a"}, "side a runs, the boot loader's environment cannot be read"},
-		{wire.Sides{Runs: "a", Starts: "a", Tries: "b", Side: "b", Generation: 2, Open: true},
-			"side a runs, side b is tried at the next start, side a starts after that; generation 2 on side b was not tried yet"},
-		{wire.Sides{Runs: "b", Starts: "a", Side: "b", Generation: 2, Started: 1, Open: true}, "side b runs, side a starts next; generation 2 on side b is on trial, started 1 time"},
-		{wire.Sides{Runs: "b", Starts: "b", Side: "b", Generation: 2, Started: 1, By: "me"}, "side b runs, side b starts next; generation 2 on side b was confirmed by me, started 1 time"},
-		{wire.Sides{Runs: "a", Starts: "a", Side: "b", Generation: 2, Reason: "check x: no"}, "side a runs, side a starts next; generation 2 on side b did not stay, started 0 times: check x: no"},
-	} {
-		if got := sidesText(&tt.s); got != tt.want {
-			t.Errorf("%+v is\n%q, want\n%q", tt.s, got, tt.want)
-		}
-	}
-}
-
 // What a node says of its sides is kept, and told once when it is news; a
 // generation that waits for the next start is not what runs.
 func TestLearnSides(t *testing.T) {

@@ -98,7 +98,7 @@ func (b *bench) lostRoot(t *testing.T) {
 	b.seen(loginWait, "n1", "login", "", logins+1, "alarm")
 	t.Logf("there again after %.0f s", time.Since(begun).Seconds())
 	b.onFirst(t)
-	if list := b.ssh("n1", "/.ingot/agent generations"); !strings.Contains(list, "reverted") || !strings.Contains(list, "did not come as far as its init") {
+	if list := b.ssh("n1", "/.ingot/agent generations"); !strings.Contains(list, "revert ") || !strings.Contains(list, "did not come as far as its init") {
 		t.Errorf("the generations do not say what became of the side:\n%s", list)
 	}
 	out, err := b.try("push", "app:good", "n1")

@@ -110,38 +110,12 @@ type Kept struct {
 	Sides       *Sides       `json:"sides,omitempty"` // of a node that has two
 }
 
-// Sides say what a node with two root file systems is at.
-type Sides struct {
-	Runs   string `json:"runs"`             // the side
-	Starts string `json:"starts,omitempty"` // what the boot loader starts; "": it cannot be read
-	Tries  string `json:"tries,omitempty"`  // what it starts once instead, the next time
-
-	// The last side that was tried, or is to be; Side is "" where none ever was.
-	Side       string `json:"side,omitempty"`
-	Generation int    `json:"generation,omitempty"`
-	From       int    `json:"from,omitempty"`   // the generation that ran when it was made
-	Started    int    `json:"started"`          // how often it came as far as its init
-	Open       bool   `json:"open,omitempty"`   // nothing has become of it yet
-	Reason     string `json:"reason,omitempty"` // why it did not stay
-	By         string `json:"by,omitempty"`     // who confirmed it
-}
-
 // Clean is Plan.Clean for what a node keeps.
 func (k *Kept) Clean() {
 	for i := range k.Generations {
 		k.Generations[i].Clean()
 	}
 	k.Sides.Clean()
-}
-
-// Clean is Plan.Clean for the sides of a node; nil has nothing to be cleaned.
-func (s *Sides) Clean() {
-	if s == nil {
-		return
-	}
-	for _, text := range []*string{&s.Runs, &s.Starts, &s.Tries, &s.Side, &s.Reason, &s.By} {
-		*text = Printable(*text)
-	}
 }
 
 // Base says what the manifest that follows is: whole, or a delta
