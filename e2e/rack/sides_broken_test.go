@@ -1,6 +1,7 @@
 package rack
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -58,7 +59,7 @@ func TestBrokenSides(t *testing.T) {
 			if err == nil || !strings.Contains(out, "reverted") || !strings.Contains(out, bad.why) {
 				t.Errorf("push of a release that does not come up: %v\n%s", err, out)
 			}
-			t.Logf("known after %.0f s: %s", time.Since(begun).Seconds(), lastLines(out, 1))
+			t.Logf("known after %.0f s, there and back in %.0f s: %s", time.Since(begun).Seconds(), b.thereAndBack(), lastLines(out, 1))
 			b.recorded(t, "reverted", bad.why)
 			b.onFirst(t)
 		})
@@ -77,6 +78,15 @@ func (b *bench) lostShared(t *testing.T) {
 	if got != "shared-file-system-is-missing\nrefused" {
 		t.Errorf("without what both sides share the node says %q", got)
 	}
+}
+
+// thereAndBack is how long the last trial of a side took, in seconds: from the
+// moment the boot loader was told until the side of before had started again.
+func (b *bench) thereAndBack() float64 {
+	b.t.Helper()
+	var trial struct{ Made, Ended time.Time }
+	b.must(json.Unmarshal([]byte(b.ssh("n1", "cat /.ingot/shared/ingot/trial.json")), &trial))
+	return trial.Ended.Sub(trial.Made).Seconds()
 }
 
 func (b *bench) onFirst(t *testing.T) {
