@@ -33,6 +33,7 @@ type DeploymentNode struct {
 	Sent       int64    // bytes
 	Reason     string   // why it is not done
 	Health     []string // what the checks said, a line each
+	Sides      string   // what a node with two root file systems was at when it had ended
 	Changed    time.Time
 }
 
@@ -72,8 +73,8 @@ func (d *DB) SetDeploymentNode(ctx context.Context, id int64, n DeploymentNode) 
 	if err != nil {
 		return fmt.Errorf("record node %q of deployment %d: %w", n.Node, id, err)
 	}
-	r, err := d.db.ExecContext(ctx, `UPDATE deployment_nodes SET state=?, was=?, generation=?, changes=?, sent=?, reason=?, health=?, changed=? WHERE deployment=? AND node=?`,
-		n.State, n.Was, n.Generation, n.Changes, n.Sent, n.Reason, string(health), nanos(d.now()), id, n.Node)
+	r, err := d.db.ExecContext(ctx, `UPDATE deployment_nodes SET state=?, was=?, generation=?, changes=?, sent=?, reason=?, health=?, sides=?, changed=? WHERE deployment=? AND node=?`,
+		n.State, n.Was, n.Generation, n.Changes, n.Sent, n.Reason, string(health), n.Sides, nanos(d.now()), id, n.Node)
 	if err == nil {
 		err = wanted(r)
 	}
@@ -162,7 +163,7 @@ func scanDeployment(scan func(...any) error) (dep Deployment, err error) {
 }
 
 func (d *DB) deploymentNodes(ctx context.Context, id int64) ([]DeploymentNode, error) {
-	rows, err := d.db.QueryContext(ctx, `SELECT node, state, was, generation, changes, sent, reason, health, changed FROM deployment_nodes WHERE deployment=? ORDER BY place`, id)
+	rows, err := d.db.QueryContext(ctx, `SELECT node, state, was, generation, changes, sent, reason, health, sides, changed FROM deployment_nodes WHERE deployment=? ORDER BY place`, id)
 	if err != nil {
 		return nil, err
 	}
@@ -172,7 +173,7 @@ func (d *DB) deploymentNodes(ctx context.Context, id int64) ([]DeploymentNode, e
 		var n DeploymentNode
 		var health string
 		var changed int64
-		if err := rows.Scan(&n.Node, &n.State, &n.Was, &n.Generation, &n.Changes, &n.Sent, &n.Reason, &health, &changed); err != nil {
+		if err := rows.Scan(&n.Node, &n.State, &n.Was, &n.Generation, &n.Changes, &n.Sent, &n.Reason, &health, &n.Sides, &changed); err != nil {
 			return nil, err
 		}
 		if err := json.Unmarshal([]byte(health), &n.Health); err != nil {

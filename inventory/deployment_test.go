@@ -16,7 +16,7 @@ func TestDeployment(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := DeploymentNode{Node: "n1", State: "reverted", Was: 3, Generation: 5, Changes: 7, Sent: 1 << 40, Reason: "check \"web\": status 503", Health: []string{"ok ssh", "bad web"}}
+	done := DeploymentNode{Node: "n1", State: "reverted", Was: 3, Generation: 5, Changes: 7, Sent: 1 << 40, Reason: "check \"web\": status 503", Health: []string{"ok ssh", "bad web"}, Sides: "side a runs"}
 	if err := d.SetDeploymentNode(ctx, id, done); err != nil {
 		t.Fatal(err)
 	}

@@ -75,7 +75,19 @@ func (r *record) ended(out outcome) {
 		now = reverted.now
 	}
 	r.set(inventory.DeploymentNode{Node: out.Node, State: out.State, Was: out.Plan.From, Generation: now, Changes: len(out.Plan.Changes),
-		Sent: out.Sent, Reason: out.Error, Health: out.Done.Health})
+		Sent: out.Sent, Reason: out.Error, Health: out.Done.Health, Sides: r.sides(out.Node)})
+}
+
+// sides is what the node said of its sides last; empty where it has not two.
+func (r *record) sides(node string) string {
+	if r.db == nil {
+		return ""
+	}
+	s, err := (&world{state: r.db}).sidesOfNode(context.Background(), node)
+	if err != nil || s == nil {
+		return ""
+	}
+	return s.String()
 }
 
 // end notes that the deployment is over; the error is that of the whole record.
@@ -113,6 +125,7 @@ type deploymentNode struct {
 	Sent       int64     `json:"sent_bytes"`
 	Reason     string    `json:"reason,omitempty"`
 	Health     []string  `json:"health,omitempty"`
+	Sides      string    `json:"sides,omitempty"` // of a node that has two
 	Changed    time.Time `json:"changed"`
 }
 
@@ -199,6 +212,9 @@ func (p *program) deploymentShow(c *cli.Context) error {
 	for _, n := range v.Nodes {
 		for _, line := range n.Health {
 			fmt.Fprintf(p.Stdout, "\n%s: %s", n.Node, line)
+		}
+		if n.Sides != "" {
+			fmt.Fprintf(p.Stdout, "\n%s: %s", n.Node, n.Sides)
 		}
 	}
 	if len(v.Nodes) > 0 {

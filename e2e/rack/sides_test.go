@@ -99,6 +99,11 @@ func sidesLoop(t *testing.T, fw lab.Firmware, l layout) {
 	b.write("profile/DEFAULT.yaml", profile+"local_changes: {keep: [/etc/motd, /etc/ours]}\n")
 	t.Log(b.run("push", "app:2", "n1"))
 	is("pushed", "b", "2")
+	for _, args := range [][]string{{"node", "show", "n1"}, {"node", "timeline", "n1", "--all"}, {"deployment", "show", "last"}} {
+		if out := b.run(args...); !strings.Contains(out, "side b runs, side b starts next") || !strings.Contains(out, "started 1 time") {
+			t.Errorf("%q says nothing of the sides:\n%s", args, out)
+		}
+	}
 	data("b-second")
 	kept += " b-second"
 
