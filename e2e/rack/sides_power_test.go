@@ -31,7 +31,7 @@ func TestSidesPower(t *testing.T) {
 		name string
 		fw   lab.Firmware
 		layout
-	}{{"bios", lab.BIOS, slots}, {"uefi", lab.UEFI, slots}, {"btrfs", lab.UEFI, subvolumes}} {
+	}{{"slots", lab.BIOS, slots}, {"btrfs", lab.UEFI, subvolumes}} {
 		t.Run(tt.name, func(t *testing.T) { sidesPower(t, tt.fw, tt.layout) })
 	}
 }
