@@ -284,6 +284,16 @@ func (b *bench) node(name string) node {
 // ssh logs in as the operator, with the host key that the server keeps and no other.
 func (b *bench) ssh(name, script string) string {
 	b.t.Helper()
+	out, err := b.trySSH(name, script)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return out
+}
+
+// trySSH is ssh that may fail.
+func (b *bench) trySSH(name, script string) (string, error) {
+	b.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	c := exec.CommandContext(ctx, "ssh", append(b.sshOptions(name), "root@"+b.node(name).Address, "--", script)...)
@@ -291,9 +301,9 @@ func (b *bench) ssh(name, script string) string {
 	c.Stderr = &errOut
 	out, err := c.Output()
 	if err != nil {
-		b.t.Fatalf("ssh %s %q: %v: %s", name, script, err, errOut.String())
+		return "", fmt.Errorf("ssh %s %q: %w: %s", name, script, err, errOut.String())
 	}
-	return strings.TrimSpace(string(out))
+	return strings.TrimSpace(string(out)), nil
 }
 
 // sshOptions are those of an operator who knows the host key and no other.

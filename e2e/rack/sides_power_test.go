@@ -465,9 +465,7 @@ func (c *sidesCampaign) booted(m lab.Machine, i int, want string) {
 	c.t.Helper()
 	b := c.h.b
 	start := time.Now()
-	logins := b.logins("n1")
-	c.must(b.rack.PowerOn(m.Name))
-	b.seen(loginWait, "n1", "login", "", logins+1, "alarm")
+	b.restarted(m.Name, b.rack.PowerOn)
 	state := ""
 	b.within(2*time.Minute, "the trial is over", func() bool {
 		state = b.ssh("n1", "cat /.ingot/shared/ingot/trial.json 2> /dev/null || echo none")
