@@ -29,30 +29,40 @@ type node struct {
 	key    string // public host key
 	link   string // our end of the cable
 	number int
+	first  string   // the script of process 1
+	nodes  []string // devices that it has besides, from ours
 }
 
 // numbers gives each node a network of its own.
 type numbers struct{ next atomic.Int32 }
 
-const pidOne = `set -e
+const pidOne = pivot + `: >run/ready
+exec /bin/busybox sh -c 'while :; do /bin/busybox sleep 1000 & wait; done'
+`
+
+// agentFirst starts the agent as the kernel does, and then what it takes for
+// init: a shell that reads from us.
+const agentFirst = pivot + `exec /.ingot/agent
+`
+
+const pivot = `set -e
 cd "$1"
 mount -t proc proc proc
 mount -t tmpfs -o mode=755 dev dev
 mknod -m 666 dev/null c 1 3; mknod -m 666 dev/zero c 1 5; mknod -m 666 dev/urandom c 1 9; mknod -m 666 dev/random c 1 8; mknod -m 666 dev/tty c 5 0
+for d in "$@"; do [ ! -b "$d" ] || cp -a "$d" dev/; done
 mount -t tmpfs -o mode=755 run run
 mkdir run/sshd
 pivot_root . .
 /bin/busybox umount -l .
 cd /
 /bin/busybox hostname node
-: >run/ready
-exec /bin/busybox sh -c 'while :; do /bin/busybox sleep 1000 & wait; done'
 `
 
 // boot starts a node on root, which is mounted here if it is not yet.
 func boot(t *testing.T, root string, number int) *node {
 	t.Helper()
-	n := &node{t: t, root: root, link: fmt.Sprintf("n%d", number), addr: fmt.Sprintf("10.9.%d.2", number)}
+	n := &node{t: t, root: root, first: pidOne, link: fmt.Sprintf("n%d", number), addr: fmt.Sprintf("10.9.%d.2", number)}
 	if b, err := os.ReadFile(filepath.Join(root, "etc/ssh/ssh_host_ed25519_key.pub")); err == nil {
 		n.key = strings.TrimSpace(string(b))
 	}
@@ -83,11 +93,14 @@ func (n *node) cable() {
 // on starts the machine.
 func (n *node) on() {
 	n.t.Helper()
-	n.cmd = exec.Command("/bin/sh", "-c", pidOne, "sh", n.root)
+	n.cmd = exec.Command("/bin/sh", append([]string{"-c", n.first, "sh", n.root}, n.nodes...)...)
+	stdin, err := n.cmd.StdinPipe()
+	ok(n.t, err)
 	out := &strings.Builder{}
 	n.cmd.Stdout, n.cmd.Stderr = out, out
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC}
 	ok(n.t, n.cmd.Start())
+	fmt.Fprintln(stdin, ": >/run/ready")
 	eventually(n.t, "the node is up: "+out.String(), func() bool {
 		_, err := os.Stat(fmt.Sprintf("/proc/%d/root/run/ready", n.pid()))
 		return err == nil

@@ -1,0 +1,207 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ingot/rollback/sides"
+)
+
+func sidesCases() map[string]func(*testing.T, *base) {
+	return map[string]func(*testing.T, *base){
+		"the other one of two partitions": func(t *testing.T, b *base) { testSides(t, b, false) },
+		"the other one of two subvolumes": func(t *testing.T, b *base) { testSides(t, b, true) },
+	}
+}
+
+// loop is an image of a disk as a block device, with a file system.
+func loop(t *testing.T, mkfs ...string) (dev, uuid string) {
+	t.Helper()
+	img := filepath.Join(t.TempDir(), "img")
+	ok(t, os.WriteFile(img, nil, 0o600))
+	ok(t, os.Truncate(img, 160<<20))
+	dev = strings.TrimSpace(run(t, "losetup", "--find", "--show", img))
+	t.Cleanup(func() { run(t, "losetup", "--detach", dev) })
+	run(t, mkfs[0], append(mkfs[1:], dev)...)
+	return dev, strings.TrimSpace(run(t, "blkid", "-o", "value", "-s", "UUID", dev))
+}
+
+// mounted mounts a device for a test, or for fn.
+func mounted(t *testing.T, dev, dir string, options ...string) {
+	t.Helper()
+	ok(t, os.MkdirAll(dir, 0o755))
+	run(t, "mount", append(options, dev, dir)...)
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+}
+
+// sidesRig is a node with two sides, which runs on the first.
+type sidesRig struct {
+	*rig
+	conf   *sides.Config
+	shared string   // its device
+	env    string   // where that of the boot loader is mounted here
+	made   []string // mounts in the root
+	option string   // of the mount of the shared one
+}
+
+func newSidesRig(t *testing.T, b *base, subvolumes bool) (r *sidesRig, other string) {
+	t.Helper()
+	r = &sidesRig{env: filepath.Join(t.TempDir(), "env"), option: "defaults"}
+	envDev, envUUID := loop(t, "mkfs.ext2", "-q")
+	r.conf = &sides.Config{Side: sides.A, Roots: map[string]sides.Device{}, Env: sides.Device{FSType: "ext4", UUID: envUUID},
+		Trees: []string{"home", "var/lib", "var/log"}, Own: []string{"var/lib/dpkg"}}
+	root := filepath.Join(b.dir, fmt.Sprintf("sides-%v", subvolumes))
+	other = filepath.Join(t.TempDir(), "other")
+	nodes := []string{envDev}
+	if subvolumes {
+		dev, uuid := loop(t, "mkfs.btrfs", "-q")
+		top := filepath.Join(t.TempDir(), "top")
+		mounted(t, dev, top)
+		for _, name := range []string{"@a", "@b", sides.SharedSubvol} {
+			run(t, "btrfs", "subvolume", "create", filepath.Join(top, name))
+		}
+		for _, side := range []string{sides.A, sides.B} {
+			r.conf.Roots[side] = sides.Device{FSType: "btrfs", UUID: uuid, Subvol: sides.Subvol(side)}
+		}
+		r.conf.Shared = sides.Device{FSType: "btrfs", UUID: uuid, Subvol: sides.SharedSubvol}
+		r.shared, r.option, nodes = dev, "subvol="+sides.SharedSubvol, append(nodes, dev)
+		mounted(t, dev, root, "-o", "subvol=@a")
+		other = filepath.Join(top, "@b")
+	} else {
+		for _, side := range []string{sides.A, sides.B} {
+			dev, uuid := loop(t, "mkfs.ext4", "-q")
+			r.conf.Roots[side] = sides.Device{FSType: "ext4", UUID: uuid}
+			nodes = append(nodes, dev)
+			at := root
+			if side == sides.B {
+				at = other
+			}
+			mounted(t, dev, at)
+		}
+		var uuid string
+		r.shared, uuid = loop(t, "mkfs.ext4", "-q")
+		r.conf.Shared = sides.Device{FSType: "ext4", UUID: uuid}
+		nodes = append(nodes, r.shared)
+	}
+	mounted(t, envDev, r.env, "-t", "ext4")
+	r.rig = b.rig(t, root)
+	r.must("push", "web:1", r.name)
+	r.node.off()
+	ok(t, r.conf.Write(root))
+	ok(t, sides.NewEnv(r.env, sides.Env{Side: sides.A}))
+	shared := []string{"home/joe", "var/lib/app", "var/log/syslog"}
+	for _, path := range shared { // the root itself has nothing of that
+		ok(t, os.RemoveAll(filepath.Join(root, path)))
+	}
+	r.share()
+	for _, path := range shared {
+		run(t, "cp", "-a", filepath.Join(b.found, path), filepath.Join(root, path))
+	}
+	r.node.nodes = nodes
+	r.node.on()
+	return r, other
+}
+
+// share mounts in the root what both sides have, as the agent does at a start.
+func (r *sidesRig) share() {
+	r.t.Helper()
+	at := filepath.Join(r.node.root, sides.SharedDir)
+	ok(r.t, os.MkdirAll(at, 0o700))
+	run(r.t, "mount", "-o", r.option, r.shared, at)
+	made, err := r.conf.MountTrees(r.node.root)
+	ok(r.t, err)
+	r.made = append([]string{at}, made...)
+}
+
+func (r *sidesRig) unshare() {
+	r.t.Helper()
+	for _, dir := range slices.Backward(r.made) {
+		ok(r.t, unix.Unmount(dir, 0))
+	}
+}
+
+// starts is what the boot loader has been told.
+func (r *sidesRig) starts(want sides.Env) {
+	r.t.Helper()
+	if got, err := sides.ReadEnv(r.env); err != nil || got != want {
+		r.t.Errorf("the boot loader was told %+v, %v; want %+v", got, err, want)
+	}
+}
+
+// runs asserts that the tree that runs is that of an image, with what is shared.
+func (r *sidesRig) runs(tree string) {
+	r.t.Helper()
+	same(r.t, "the side that runs", tree, r.node.root, sidesOwn()...)
+	for path, want := range map[string]string{"var/lib/app/data": "the node's own\n", "home/joe/letter": "dear ann\n"} {
+		if got := read(r.t, filepath.Join(r.node.root, path)); got != want {
+			r.t.Errorf("%q, which both sides share, is %q", path, got)
+		}
+	}
+}
+
+// sidesOwn are the paths where a side differs from its image.
+func sidesOwn() []string {
+	return append(nodeOwned(), "--exclude=/var/lib", "--exclude=/home", "--exclude=/var/log")
+}
+
+// A push writes the other side and leaves alone the one that runs; it can be
+// given up, or replaced. The node that starts on the side of before says that
+// the other one did not come up, and is pushed to again.
+func testSides(t *testing.T, b *base, subvolumes bool) {
+	r, other := newSidesRig(t, b, subvolumes)
+	r.runs(b.v1)
+	out := r.mustJSON("push", "web:2", r.name, "--no-reboot")
+	if !out.Done.NextBoot || out.Done.Trial || out.Done.Sides == nil || out.Done.Sides.Tries != sides.B {
+		t.Errorf("the push says %+v", out.Done)
+	}
+	r.runs(b.v1)
+	same(t, "the other side", b.v2, other, sidesOwn()...)
+	if got := read(t, filepath.Join(other, "var/lib/dpkg/status")); got != "Package: new-2\n" {
+		t.Errorf("the packages of the other side: %q", got)
+	}
+	if _, err := os.Stat(filepath.Join(other, "home/joe/letter")); err == nil {
+		t.Error("what is shared is on the other side, too")
+	}
+	r.starts(sides.Env{Side: sides.A, Try: sides.B})
+	if res := r.must("node", "show", r.name); !strings.Contains(res.out, "side b is tried at the next start") {
+		t.Errorf("node show: %s", res)
+	}
+	if c, err := sides.Read(other); err != nil || c.Side != sides.B {
+		t.Errorf("the other side is %+v, %v", c, err)
+	}
+
+	r.must("rollback", r.name)
+	r.starts(sides.Env{Side: sides.A})
+
+	put(t, r.node.root, "etc/motd", "ours\n")
+	r.fails(1, []string{"etc/motd"}, "push", "web:2", r.name, "--no-reboot")
+	r.starts(sides.Env{Side: sides.A})
+	r.must("push", "web:2", r.name, "--no-reboot", "--keep", "/etc/motd")
+	if got := read(t, filepath.Join(other, "etc/motd")); got != "ours\n" {
+		t.Errorf("the node's own file on the other side is %q", got)
+	}
+
+	// The boot loader tried b, which died.
+	ok(t, sides.WriteEnv(r.env, sides.Env{Side: sides.A}))
+	r.node.off()
+	r.unshare()
+	r.node.first = agentFirst
+	r.node.on()
+	if g := r.last(); g.Kind != "revert" || !strings.Contains(g.Reason, "side b did not come as far as its init") {
+		t.Errorf("the start on the side of before recorded %+v", g)
+	}
+	if text := r.node.do("/bin/busybox", "cat", "/var/lib/app/data", "/home/joe/letter"); text != "the node's own\ndear ann\n" {
+		t.Errorf("what both sides share is %q", text)
+	}
+	out = r.mustJSON("push", "web:2", r.name, "--no-reboot", "--keep", "/etc/motd")
+	if s := out.Done.Sides; s == nil || !s.Open || s.Started != 0 || s.Tries != sides.B {
+		t.Errorf("the next push says %+v", s)
+	}
+	r.starts(sides.Env{Side: sides.A, Try: sides.B})
+}
