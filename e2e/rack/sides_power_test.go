@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"ingot/lab"
+	"ingot/rollback"
 	"ingot/rollback/sides"
 )
 
@@ -249,8 +250,8 @@ func (j *sidesJudge) look(dirs map[string]string, s *sidesState) error {
 		v := verdict{}
 		err := j.tree(dirs[side], &v)
 		s.generation[side] = v.generation
-		if side != s.starts() && v.generation == 0 && err != nil && strings.Contains(err.Error(), "no generation") {
-			s.did, err = v.did, nil // it has no tree yet, and need not
+		if side != s.starts() && errors.Is(err, rollback.ErrNoGeneration) {
+			err = nil // it has no tree yet, and need not
 		}
 		if err != nil {
 			return fmt.Errorf("side %s: %w", side, err)
