@@ -70,7 +70,7 @@ func missing() string {
 	if os.Geteuid() != 0 {
 		return "namespaces and owners of files need root"
 	}
-	for _, p := range []string{"ip", "nsenter", "rsync", "setfacl", "setfattr", "setcap", "ssh-keygen", "busybox", "bash", "/usr/sbin/sshd", "/usr/lib/openssh/sftp-server"} {
+	for _, p := range []string{"ip", "nsenter", "rsync", "setfacl", "setfattr", "setcap", "ssh-keygen", "busybox", "bash", "/usr/sbin/sshd", "/usr/lib/openssh/sftp-server", "losetup", "blkid", "mkfs.ext4", "mkfs.btrfs", "btrfs"} {
 		if _, err := exec.LookPath(p); err != nil {
 			return p + " is not installed"
 		}
