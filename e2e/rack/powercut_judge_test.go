@@ -160,7 +160,7 @@ func drift(dir string, want *manifest.Manifest, owned []string) error {
 	}
 	var bad []string
 	for _, c := range manifest.Diff(without(want, leave), without(got, leave)) {
-		if c.Kind == manifest.Meta && c.A.Type == entry.Dir && busy[c.Path] {
+		if c.Kind == manifest.Meta && c.A.Type == entry.Dir && (busy[c.Path] || leave(path.Join(c.Path, "x"))) {
 			then, now := *c.A, *c.B
 			if then.ModTime = now.ModTime; entry.SameMeta(&then, &now) {
 				continue // what the node makes there moves it
