@@ -352,14 +352,14 @@ func (c *sidesCampaign) all() {
 		for range jobs {
 			x := <-done
 			c.tries++
+			if x.seed == 0 {
+				c.exact[x.i] = x.s
+			}
 			if x.err != nil {
 				c.t.Error(x.err)
 				continue
 			}
 			c.seen[x.s.String()]++
-			if x.seed == 0 {
-				c.exact[x.i] = x.s
-			}
 		}
 	}
 	var first, more []job
