@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"ingot/internal/writelog"
 	"ingot/lab"
 	"ingot/rollback"
 	"ingot/rollback/sides"
@@ -153,13 +154,17 @@ func (j *sidesJudge) find(disk string) error {
 	return nil
 }
 
-// cut makes the disk after a power cut and judges it.
-func (j *sidesJudge) cut(i int, seed uint64) (sidesState, error) {
+// cut makes the disk after a power cut and judges it, or of it what is shared alone.
+func (j *sidesJudge) cut(i int, seed uint64, sharedAlone bool) (sidesState, error) {
 	img := filepath.Join(j.dir, "cut.img")
 	if err := j.h.cut(i, seed, img); err != nil {
 		return sidesState{}, err
 	}
-	s, err := j.disk(img)
+	judge := j.disk
+	if sharedAlone {
+		judge = j.sharedOf
+	}
+	s, err := judge(img)
 	if err == nil {
 		return s, nil
 	}
@@ -226,20 +231,42 @@ func (j *sidesJudge) mounted(img, options string, fn func(dirs map[string]string
 	return fn(dirs)
 }
 
-// look recovers and compares both sides.
-func (j *sidesJudge) look(dirs map[string]string, s *sidesState) error {
-	t, err := sides.ReadTrial(dirs["shared"])
-	switch {
+// sharedOf looks at what both sides share, of two partitions.
+func (j *sidesJudge) sharedOf(img string) (s sidesState, err error) {
+	dir := filepath.Join(j.dir, "mnt", "shared")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return s, err
+	}
+	if _, err := output("mount", "-t", "ext4", "-o", j.shared.loop(), img, dir); err != nil {
+		return s, err
+	}
+	s.trial, err = trialOf(dir)
+	if err := errors.Join(err, unmount(dir)); err != nil {
+		return s, err
+	}
+	_, err = output("e2fsck", "-f", "-n", j.shared.view(img))
+	return s, err
+}
+
+// trialOf is what the shared file system says of the last trial.
+func trialOf(shared string) (string, error) {
+	switch t, err := sides.ReadTrial(shared); {
 	case err != nil:
-		return err
+		return "", err
 	case t == nil:
-		s.trial = "none"
+		return "none", nil
 	case t.Open():
-		s.trial = "open"
+		return "open", nil
 	case t.Reason != "":
-		s.trial = "reverted"
-	default:
-		s.trial = "confirmed"
+		return "reverted", nil
+	}
+	return "confirmed", nil
+}
+
+// look recovers and compares both sides.
+func (j *sidesJudge) look(dirs map[string]string, s *sidesState) (err error) {
+	if s.trial, err = trialOf(dirs["shared"]); err != nil {
+		return err
 	}
 	s.generation = map[string]int{}
 	for _, side := range []string{sides.A, sides.B} {
@@ -298,6 +325,7 @@ type sidesCampaign struct {
 	pushed int64 // entries of the log when the push had ended
 	exact  map[int]sidesState
 	tries  int
+	alone  int // of these, looked at for what is shared alone
 	seen   map[string]int
 }
 
@@ -317,14 +345,28 @@ func (c *sidesCampaign) prepare() {
 	c.t.Logf("%d flush points from entry %d to %d of %d", len(c.h.points), c.h.points[0].flush, c.h.points[len(c.h.points)-1].flush, c.h.log.Entries)
 }
 
+// touched reports whether anything but what both sides share was written between
+// a point and the one before.
+func (c *sidesCampaign) touched(i int) bool {
+	if i == 0 || c.subvolumes {
+		return true
+	}
+	return slices.ContainsFunc(c.h.points[i-1].later, func(e writelog.Entry) bool {
+		return e.Off < c.shared.start || e.Off+e.Length > c.shared.start+c.shared.length
+	})
+}
+
 // all judges every point as it was, and with three choices of later writes those
-// at which what starts or what is on the other side changes.
+// at which what starts or what is on the other side changes. Where only what is
+// shared was written the sides are those of the point before: of such a point
+// the shared file system alone is looked at.
 func (c *sidesCampaign) all() {
 	type job struct {
-		i    int
-		seed uint64
-		s    sidesState
-		err  error
+		i      int
+		seed   uint64
+		shared bool // that alone
+		s      sidesState
+		err    error
 	}
 	workers := 2
 	if c.subvolumes {
@@ -338,7 +380,7 @@ func (c *sidesCampaign) all() {
 			c.must(os.MkdirAll(own.dir, 0o700))
 			go func() {
 				for x := range todo {
-					x.s, x.err = own.cut(x.i, x.seed)
+					x.s, x.err = own.cut(x.i, x.seed, x.shared)
 					done <- x
 				}
 			}()
@@ -359,14 +401,24 @@ func (c *sidesCampaign) all() {
 				c.t.Error(x.err)
 				continue
 			}
-			c.seen[x.s.String()]++
+			if !x.shared {
+				c.seen[x.s.String()]++
+			}
 		}
 	}
 	var first, more []job
 	for i := range c.h.points {
-		first = append(first, job{i: i})
+		first = append(first, job{i: i, shared: !c.touched(i)})
 	}
 	run(first)
+	for i, x := range first {
+		if s := c.exact[i]; x.shared {
+			before := c.exact[i-1]
+			before.trial = s.trial
+			c.exact[i] = before
+			c.alone++
+		}
+	}
 	for i := range c.h.points {
 		here, next := c.exact[i], c.exact[min(i+1, len(c.h.points)-1)]
 		if here.String() != next.String() {
@@ -403,7 +455,7 @@ func (c *sidesCampaign) report() {
 	for _, text := range slices.Sorted(maps.Keys(c.seen)) {
 		list = append(list, fmt.Sprintf("%d times %s", c.seen[text], text))
 	}
-	c.t.Logf("%d flush points, %d disks judged: %s", len(c.h.points), c.tries, strings.Join(list, "; "))
+	c.t.Logf("%d flush points, %d disks judged, %d of them for what is shared alone: %s", len(c.h.points), c.tries, c.alone, strings.Join(list, "; "))
 }
 
 // boots starts the disks at both sides of each change of what the boot loader
