@@ -53,7 +53,10 @@ func (r *Run) bootLoader(ctx context.Context) error {
 		return nil
 	case sides.SystemdBoot:
 		r.sides.Loader, r.sides.Title, r.sides.Args = r.job.Loader, r.job.Node, r.job.KernelArgs
-		return r.sides.Write(Target)
+		if err := r.sides.Write(Target); err != nil {
+			return err
+		}
+		return r.makeCore(ctx, grubChain(r.sides.Env.UUID), grubUEFI())
 	}
 	res := r.plan.Result
 	if res.RootUUID == "" {
@@ -64,11 +67,16 @@ func (r *Run) bootLoader(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	return r.makeCore(ctx, embedded, r.platforms()...)
+}
+
+// makeCore has the image's grub-mkimage make core images with a configuration inside.
+func (r *Run) makeCore(ctx context.Context, embedded string, platforms ...grubPlatform) error {
 	early := grubDir + "/early.cfg"
 	if err := r.put(early, embedded, 0o600); err != nil {
 		return err
 	}
-	for _, p := range r.platforms() {
+	for _, p := range platforms {
 		argv := grubMkimage(p, early, coreImage(p))
 		if out, err := r.chroot(ctx, argv...).CombinedOutput(); err != nil {
 			return fmt.Errorf("%s: %w: %s", argv[0], err, strings.TrimSpace(string(out)))
@@ -196,7 +204,9 @@ func (r *Run) esp() (string, error) {
 }
 
 // activateSystemdBoot writes the entry of the first side, and then what the
-// firmware looks for.
+// firmware looks for. The boot script chains to a core image in EFI/ingot that
+// starts the same: started by iPXE itself, systemd-boot looks for its entries
+// where iPXE has no files.
 func (r *Run) activateSystemdBoot() error {
 	esp, err := r.esp()
 	if err != nil {
@@ -205,11 +215,16 @@ func (r *Run) activateSystemdBoot() error {
 	if err := r.sides.NewEntries(filepath.Join(Target, esp), Target); err != nil {
 		return err
 	}
-	program, err := os.ReadFile(filepath.Join(Target, systemdBoot))
-	if err != nil {
-		return err
+	for _, f := range []struct{ from, to string }{{coreImage(grubUEFI()), "EFI/ingot/BOOTX64.EFI"}, {systemdBoot, "EFI/BOOT/BOOTX64.EFI"}} {
+		program, err := os.ReadFile(filepath.Join(Target, f.from))
+		if err != nil {
+			return err
+		}
+		if err := r.put(filepath.Join(esp, f.to), string(program), 0o700); err != nil {
+			return err
+		}
 	}
-	return r.put(filepath.Join(esp, "EFI/BOOT/BOOTX64.EFI"), string(program), 0o700)
+	return nil
 }
 
 // systemdBoot is of Debian's package systemd-boot-efi.

@@ -31,13 +31,21 @@ type grubPlatform struct {
 func grubBIOS() grubPlatform {
 	return grubPlatform{dir: "i386-pc", format: "i386-pc", extra: []string{"biosdisk"}}
 }
-func grubUEFI() grubPlatform { return grubPlatform{dir: "x86_64-efi", format: "x86_64-efi"} }
+func grubUEFI() grubPlatform {
+	return grubPlatform{dir: "x86_64-efi", format: "x86_64-efi", extra: []string{"chain"}}
+}
 
 // grubMkimage is the command that makes the core image, to run in the installed tree.
 func grubMkimage(p grubPlatform, config, out string) []string {
 	argv := []string{"grub-mkimage", "-d", "/usr/lib/grub/" + p.dir, "-O", p.format, "-p", "/boot/grub", "-c", config, "-o", out}
 	argv = append(argv, grubModules()...)
 	return append(argv, p.extra...)
+}
+
+// grubChain is the configuration inside a core image that only starts what the
+// firmware would start, from the EFI system partition with this UUID.
+func grubChain(espUUID string) string {
+	return fmt.Sprintf("search --no-floppy --fs-uuid --set=root %s\nchainloader ($root)/EFI/BOOT/BOOTX64.EFI\nboot\n", espUUID)
 }
 
 // grubEmbedded is the configuration inside the core image: it finds the file

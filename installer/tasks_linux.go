@@ -142,11 +142,8 @@ func (r *Run) hasBootLoader() error {
 	if !slices.ContainsFunc(r.image.Entries, func(e entry.Entry) bool { return strings.HasPrefix(e.Path, "boot/vmlinuz") }) {
 		return fmt.Errorf("image %s has no kernel: build it with the package linux-image-amd64", r.job.Ref)
 	}
-	if _, ok := r.image.Lookup(strings.TrimPrefix(systemdBoot, "/")); r.job.Loader == sides.SystemdBoot {
-		if !ok {
-			return fmt.Errorf("image %s lacks %s: build it with the package systemd-boot-efi", r.job.Ref, systemdBoot)
-		}
-		return nil
+	if _, ok := r.image.Lookup(strings.TrimPrefix(systemdBoot, "/")); r.job.Loader == sides.SystemdBoot && !ok {
+		return fmt.Errorf("image %s lacks %s: build it with the package systemd-boot-efi", r.job.Ref, systemdBoot)
 	}
 	for _, path := range []string{"usr/bin/grub-mkimage", "usr/lib/grub/" + p.dir} {
 		if _, ok := r.image.Lookup(path); !ok {

@@ -145,7 +145,7 @@ func (c *Config) NewEntries(dir, top string) error {
 	if err := os.MkdirAll(filepath.Join(dir, entriesDir), 0o700); err != nil {
 		return err
 	}
-	if err := putFile(filepath.Join(dir, "loader/loader.conf"), strings.NewReader("# Written by ingot: the first entry is started.\ntimeout 1\nauto-entries no\n")); err != nil {
+	if err := putFile(filepath.Join(dir, "loader/loader.conf"), strings.NewReader("# Written by ingot: the first entry is started.\ntimeout 1\nauto-entries no\nauto-firmware no\n")); err != nil {
 		return err
 	}
 	if err := c.Place(dir, c.Side, top); err != nil {
