@@ -157,6 +157,9 @@ func testSides(t *testing.T, b *base, subvolumes bool) {
 	r, other := newSidesRig(t, b, subvolumes)
 	r.runs(b.v1)
 	out := r.mustJSON("push", "web:2", r.name, "--no-reboot")
+	if !strings.Contains(strings.Join(out.Done.Notes, "\n"), "stays behind") {
+		t.Errorf("the notes of a push for later: %q", out.Done.Notes)
+	}
 	if !out.Done.NextBoot || out.Done.Trial || out.Done.Sides == nil || out.Done.Sides.Tries != sides.B {
 		t.Errorf("the push says %+v", out.Done)
 	}

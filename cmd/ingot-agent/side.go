@@ -200,6 +200,9 @@ func (p *pair) carryOut(ctx context.Context, conn *wire.Conn, plan *rollback.Pla
 	}
 	done := wire.Done{Generation: generation(g, g.Number), Notes: some(notes(plan.Notes)), Reused: plan.Reused,
 		SwitchSeconds: time.Since(begun).Seconds(), NextBoot: req.NoReboot, Trial: !req.NoReboot, Sides: sidesNow()}
+	if req.NoReboot {
+		done.Notes = append(done.Notes, "what changes on the node until it starts from there, outside of what both sides share, stays behind")
+	}
 	if err := p.Close(); err != nil {
 		return err
 	}
