@@ -189,7 +189,7 @@ func lines(text string) map[string]bool {
 
 // ofTheNode are the files that are not those of the image: its names and keys,
 // what the installation writes, and what the test does.
-var ofTheNode = []string{"./etc", "./etc/fstab", "./etc/hostname", "./etc/hosts", "./etc/issue.net", "./etc/machine-id", "./etc/resolv.conf", "./etc/motd", "./etc/ours", "./etc/ssh", "./etc/systemd/network", "./boot", "./boot/grub", "./etc/.updated", "./var/.updated"}
+var ofTheNode = []string{"./etc", "./etc/fstab", "./etc/hostname", "./etc/hosts", "./etc/issue.net", "./lost+found", "./etc/machine-id", "./etc/resolv.conf", "./etc/motd", "./etc/ours", "./etc/ssh", "./etc/systemd/network", "./boot", "./boot/grub", "./etc/.updated", "./var/.updated"}
 
 // differs compares the node that runs with the listing of an image.
 func (b *bench) differs(t *testing.T, what string, want map[string]bool) {
