@@ -32,8 +32,8 @@ func TestLearnSides(t *testing.T) {
 	if err != nil || len(events) != 1 || events[0].Stage != "sides" || !strings.Contains(events[0].Detail, "side b is tried at the next start") {
 		t.Errorf("events %+v, %v", events, err)
 	}
-	for n, kind := range map[int]string{1: "install", 2: "push"} {
-		if err := w.state.AddGeneration(ctx, inventory.Generation{Node: "n1", Number: n, Ref: "x:" + kind, Image: "00", Kind: kind}); err != nil {
+	for i, kind := range []string{"install", "push"} { // an installation forgets what was before
+		if err := w.state.AddGeneration(ctx, inventory.Generation{Node: "n1", Number: i + 1, Ref: "x:" + kind, Image: "00", Kind: kind}); err != nil {
 			t.Fatal(err)
 		}
 	}
