@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -25,7 +26,7 @@ func loop(t *testing.T, mkfs ...string) (dev, uuid string) {
 	t.Helper()
 	img := filepath.Join(t.TempDir(), "img")
 	ok(t, os.WriteFile(img, nil, 0o600))
-	ok(t, os.Truncate(img, 160<<20))
+	ok(t, os.Truncate(img, 512<<20))
 	dev = strings.TrimSpace(run(t, "losetup", "--find", "--show", img))
 	t.Cleanup(func() { run(t, "losetup", "--detach", dev) })
 	run(t, mkfs[0], append(mkfs[1:], dev)...)
@@ -156,7 +157,7 @@ func sidesOwn() []string {
 func testSides(t *testing.T, b *base, subvolumes bool) {
 	r, other := newSidesRig(t, b, subvolumes)
 	r.runs(b.v1)
-	out := r.mustJSON("push", "web:2", r.name, "--no-reboot")
+	out := r.pushBesideAnother(other, subvolumes)
 	if !strings.Contains(strings.Join(out.Done.Notes, "\n"), "stays behind") {
 		t.Errorf("the notes of a push for later: %q", out.Done.Notes)
 	}
@@ -207,4 +208,38 @@ func testSides(t *testing.T, b *base, subvolumes bool) {
 		t.Errorf("the next push says %+v", s)
 	}
 	r.starts(sides.Env{Side: sides.A, Try: sides.B})
+
+	r.node.do("/bin/busybox", "umount", "-l", "/"+sides.SharedDir)
+	r.fails(1, []string{"what both sides share", "it is not mounted"}, "push", "web:2", r.name, "--no-reboot", "--keep", "/etc/motd")
+	r.fails(1, []string{"what both sides share"}, "image", "capture", "root@"+r.name+":/", "without:1")
+}
+
+// pushBesideAnother pushes web:2. While that stages a second operator comes, who
+// is told so and does no harm.
+func (r *sidesRig) pushBesideAnother(other string, subvolumes bool) outcome {
+	r.t.Helper()
+	stage := other
+	if subvolumes {
+		stage = filepath.Join(filepath.Dir(other), sides.NextSubvol)
+	}
+	r.node.proxy.reset()
+	r.node.proxy.stallUp.Store(400 << 10)
+	_, ended := r.start("push", "web:2", r.name, "--no-reboot", "--json")
+	eventually(r.t, "the push is staging", func() bool {
+		slots, _ := filepath.Glob(stage + "/.ingot/stage/*/undo/*")
+		return r.node.proxy.stalled.Load() && len(slots) > 0
+	})
+	second := r.direct()
+	for _, args := range [][]string{{"push", "web:1", second, "--no-reboot", "--dry-run"}, {"rollback", second}} {
+		r.fails(4, []string{"busy", "the other side, process"}, args...)
+	}
+	r.unwrite(second)
+	r.node.proxy.reset()
+	r.node.proxy.stalled.Store(false)
+	res := <-ended
+	var list []outcome
+	if err := json.Unmarshal([]byte(res.out), &list); err != nil || len(list) != 1 || res.code != 0 {
+		r.t.Fatalf("the push that was first: %v: %s", err, res)
+	}
+	return list[0]
 }

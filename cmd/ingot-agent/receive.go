@@ -419,8 +419,10 @@ func listGenerations(c *cli.Context) error {
 			}
 			fmt.Fprintf(w, "%d%s\t%s\t%s\t%s\t%s\t%s\t%s\n", g.Number, mark, g.Kind, ref, g.Image.Short(), time.Unix(g.Time, 0).Format(time.DateTime), g.By, g.Reason)
 		}
-		if s := sidesNow(); s != nil && c.String("dir") == "/" {
-			fmt.Fprintf(w, "\n%s\n", s)
+		if c.String("dir") == "/" {
+			if s := sidesNow(); s != nil {
+				fmt.Fprintf(w, "\n%s\n", s)
+			}
 		}
 		return w.Flush()
 	})

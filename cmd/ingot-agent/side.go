@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ingot/imager/wire"
+	"ingot/internal/durable"
 	"ingot/internal/health"
 	"ingot/rollback"
 	"ingot/rollback/sides"
@@ -36,6 +37,9 @@ func sidesOf(req wire.Request) (*sides.Config, error) {
 	conf, err := sidesHere()
 	if err == nil && conf == nil && req.NoReboot {
 		err = errors.New("--no-reboot is for nodes with two sides: this one is changed in place, and is not started anew")
+	}
+	if err == nil && conf != nil {
+		err = sharedHere(conf)
 	}
 	return conf, err
 }
@@ -262,7 +266,7 @@ func (p *pair) tell(g rollback.Generation, from int, window time.Duration, later
 		return err
 	}
 	for _, dir := range []string{otherDir, shared} {
-		if err := syncAt(dir); err != nil {
+		if err := durable.SyncFS(dir); err != nil {
 			return err
 		}
 	}

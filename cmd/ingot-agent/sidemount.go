@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ingot/internal/btrfs"
+	"ingot/internal/durable"
 	"ingot/rollback"
 	"ingot/rollback/sides"
 )
@@ -39,6 +40,20 @@ func sidesHere() (*sides.Config, error) {
 		return nil, nil
 	}
 	return c, err
+}
+
+// sharedHere says that what both sides share is not there: nothing may be made
+// of the node then, as its homes and data would not be seen.
+func sharedHere(conf *sides.Config) error {
+	var top, at unix.Stat_t
+	err := errors.Join(unix.Stat("/", &top), unix.Stat(shared, &at))
+	if err == nil && top.Dev == at.Dev {
+		err = errors.New("it is not mounted")
+	}
+	if err != nil {
+		return fmt.Errorf("what both sides share (%s, UUID %s, at %s): %w: mend it, and start the machine anew", conf.Shared.FSType, conf.Shared.UUID, shared, err)
+	}
+	return nil
 }
 
 // isolate gives this process mounts of its own where the node has two sides:
@@ -66,6 +81,7 @@ type pair struct {
 	here, other *rollback.Node
 	next        bool // other is a subvolume that will be the other side
 	mounts      []string
+	lock        *os.File // nobody else works at the other side
 }
 
 // openPair opens both sides. A switch of the other one that was interrupted is
@@ -79,6 +95,9 @@ func openPair(conf *sides.Config, anew bool) (p *pair, err error) {
 			err = errors.Join(err, p.Close())
 		}
 	}()
+	if p.lock, err = lockPair(pairLock); err != nil {
+		return p, err
+	}
 	if err := p.mount("/", hereDir, "", unix.MS_BIND, ""); err != nil {
 		return p, err
 	}
@@ -99,6 +118,36 @@ func openPair(conf *sides.Config, anew bool) (p *pair, err error) {
 	}
 	_, err = p.other.Recover(context.Background())
 	return p, err
+}
+
+// pairLock is held, by flock, by who works at the other side: from the plan on,
+// since the subvolume that a push prepares has one name.
+const pairLock = "/.ingot/sides/lock"
+
+// lockPair takes the lock, or says who has it.
+func lockPair(path string) (*os.File, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		who, _ := lockHolder(path)
+		return nil, errors.Join(&rollback.BusyError{Holder: who}, f.Close())
+	}
+	if err == nil {
+		err = f.Truncate(0)
+	}
+	if err == nil {
+		_, err = fmt.Fprintf(f, "the other side, process %d, since %s\n", os.Getpid(), time.Now().UTC().Format(time.RFC3339)) // for people only
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("lock the sides: %w", err), f.Close())
+	}
+	return f, nil
 }
 
 // snapshot makes the subvolume that will be the other side.
@@ -203,7 +252,7 @@ func (e *sideGoneError) hint() string {
 // subvolume is of a file system that stays mounted: of that the pages are let go.
 func (p *pair) again() (err error) {
 	if p.conf.Subvolumes() {
-		return errors.Join(syncAt(otherDir), forget(otherDir))
+		return errors.Join(durable.SyncFS(otherDir), forget(otherDir))
 	}
 	if err := p.other.Close(); err != nil {
 		return err
@@ -240,7 +289,10 @@ func (p *pair) Close() error {
 		}
 		errs = append(errs, unix.Unmount(dir, 0))
 	}
-	p.here, p.other, p.mounts = nil, nil, nil
+	if p.lock != nil {
+		errs = append(errs, p.lock.Close())
+	}
+	p.here, p.other, p.mounts, p.lock = nil, nil, nil, nil
 	return errors.Join(errs...)
 }
 
@@ -306,15 +358,6 @@ func probe(r io.ReaderAt) (fstype, uuid string) {
 		}
 	}
 	return "", ""
-}
-
-// syncAt makes durable what is on the file system of a directory.
-func syncAt(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
 }
 
 // forget makes the kernel give up what it has in memory of the files of a tree

@@ -112,6 +112,19 @@ func WriteFile(path string, data []byte, perm os.FileMode) error {
 	return f.Commit()
 }
 
+// SyncFS makes durable all that is on the file system of dir: syncfs(2). FAT has
+// no other way for names.
+func SyncFS(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("sync file system: %w", err)
+	}
+	if err := errors.Join(unix.Syncfs(int(d.Fd())), d.Close()); err != nil {
+		return fmt.Errorf("sync the file system of %q: %w", dir, err)
+	}
+	return nil
+}
+
 // SyncDir makes the names in dir durable.
 func SyncDir(dir string) error {
 	d, err := os.Open(dir)

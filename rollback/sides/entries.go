@@ -11,7 +11,7 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"ingot/internal/durable"
 )
 
 // The memory of systemd-boot are files on the EFI system partition, in the
@@ -122,7 +122,7 @@ func (c *Config) writeEntries(dir string, e Env) error {
 			return err
 		}
 	}
-	return syncDir(dir)
+	return durable.SyncFS(dir)
 }
 
 // writeEntry writes one entry under another name and renames it. systemd-boot
@@ -172,7 +172,7 @@ func placeKernel(dir, side, top string) error {
 			}
 		}
 	}
-	if err := syncDir(dir); err != nil {
+	if err := durable.SyncFS(dir); err != nil {
 		return err
 	}
 	at := filepath.Join(dir, kernelsDir, side)
@@ -191,7 +191,7 @@ func placeKernel(dir, side, top string) error {
 			return err
 		}
 	}
-	return syncDir(dir)
+	return durable.SyncFS(dir)
 }
 
 // kernelOf finds the kernel that a tree boots, as GRUB's configuration does: by
@@ -223,7 +223,8 @@ func kernelOf(top string) (kernel, initrd string, err error) {
 	return "", "", fmt.Errorf("%s has no initramfs for the kernel %s", top, version)
 }
 
-// putFile writes a file beside its place, durably, and renames it.
+// putFile writes a file beside its place and renames it, as package durable does,
+// but on FAT, which takes no modes.
 func putFile(file string, from io.Reader) error {
 	f, err := os.OpenFile(file+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -237,14 +238,4 @@ func putFile(file string, from io.Reader) error {
 		return errors.Join(err, os.Remove(file+".new"))
 	}
 	return os.Rename(file+".new", file)
-}
-
-// syncDir makes durable what is on the file system of a directory: FAT has no
-// other way for names.
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
 }
