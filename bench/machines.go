@@ -30,10 +30,9 @@ func measureMachines(ctx context.Context, cache string) error {
 
 // machines takes in what was measured of machines.
 func (b *bench) machines(context.Context) error {
-	names := map[string]string{"slots": workSlots, "btrfs": workSubvols}
 	text, err := os.ReadFile(figuresFile(b.o.cache))
 	if errors.Is(err, fs.ErrNotExist) {
-		for _, work := range names {
+		for _, work := range []string{workSlots, workSubvols} {
 			b.rows = append(b.rows, row{Work: work, Tool: "ingot push", Bytes: -1, Failed: "the machines of the rack were not measured"})
 		}
 		return nil
@@ -49,6 +48,7 @@ func (b *bench) machines(context.Context) error {
 	if err := json.Unmarshal(text, &all); err != nil {
 		return err
 	}
+	names := map[string]string{"slots": workSlots, "btrfs": workSubvols}
 	for _, f := range all {
 		b.rows = append(b.rows, row{Work: names[f.Mode], Tool: f.What, Seconds: []float64{f.Seconds}, Bytes: f.Moved, Disk: f.Written})
 	}

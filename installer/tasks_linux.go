@@ -132,10 +132,10 @@ func (r *Run) hasBootLoader() error {
 	switch {
 	case uefi && res.ESPDevice == "":
 		return fmt.Errorf("this machine boots by UEFI, and disk_config/%s makes no EFI system partition: add a line such as `primary /boot/efi 100 vfat rw`", r.job.DiskConfig.Class)
-	case !uefi && !res.BIOSBoot:
-		return fmt.Errorf("this machine boots by BIOS, and disk_config/%s makes no BIOS boot partition: use disklabel:gpt-bios", r.job.DiskConfig.Class)
 	case !uefi && r.job.Loader == sides.SystemdBoot:
 		return errors.New("this machine boots by BIOS, and systemd-boot by UEFI only: use loader: grub")
+	case !uefi && !res.BIOSBoot:
+		return fmt.Errorf("this machine boots by BIOS, and disk_config/%s makes no BIOS boot partition: use disklabel:gpt-bios", r.job.DiskConfig.Class)
 	case uefi:
 		p = grubUEFI()
 	}

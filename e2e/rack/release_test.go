@@ -119,21 +119,29 @@ const look = `set -e; sha256sum /usr/local/bin/app /usr/local/sbin/firewall /usr
 // releases captures the golden image with the good and the bad releases.
 func (b *bench) releases() {
 	b.t.Helper()
-	dir := filepath.Join(b.rack.Dir(), "release")
+	dir := b.goodTree("app", "firewall")
+	for _, bad := range badReleases {
+		b.captureWith(dir, bad.name, bad.files)
+	}
+	b.captureWith(dir, "kernel", map[string]string{"vmlinuz": strings.Repeat("not a kernel\n", 1000)})
+}
+
+// goodTree captures the golden image with the good release, of which some units
+// are enabled, as app:good, and returns the tree.
+func (b *bench) goodTree(units ...string) (dir string) {
+	b.t.Helper()
+	dir = filepath.Join(b.rack.Dir(), "release")
 	b.must(os.Mkdir(dir, 0o755))
 	b.run("push", image, "--dir", dir)
 	b.must(os.RemoveAll(filepath.Join(dir, ".ingot")))
 	b.put(dir, goodRelease)
 	wants := filepath.Join(dir, "etc/systemd/system/multi-user.target.wants")
 	b.must(os.MkdirAll(wants, 0o755))
-	for _, unit := range []string{"app", "firewall"} {
+	for _, unit := range units {
 		b.must(os.Symlink("/etc/systemd/system/"+unit+".service", filepath.Join(wants, unit+".service")))
 	}
 	b.run("image", "capture", dir, "app:good")
-	for _, bad := range badReleases {
-		b.captureWith(dir, bad.name, bad.files)
-	}
-	b.captureWith(dir, "kernel", map[string]string{"vmlinuz": strings.Repeat("not a kernel\n", 1000)})
+	return dir
 }
 
 // captureWith captures a tree as app:NAME with one file changed, or gone; of a

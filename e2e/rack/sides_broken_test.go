@@ -124,15 +124,7 @@ func (b *bench) lostRoot(t *testing.T) {
 // brokenSides captures the golden image with a service, and each broken release.
 func (b *bench) brokenSides() {
 	b.t.Helper()
-	dir := filepath.Join(b.rack.Dir(), "release")
-	b.must(os.Mkdir(dir, 0o755))
-	b.run("push", image, "--dir", dir)
-	b.must(os.RemoveAll(filepath.Join(dir, ".ingot")))
-	b.put(dir, goodRelease)
-	wants := filepath.Join(dir, "etc/systemd/system/multi-user.target.wants")
-	b.must(os.MkdirAll(wants, 0o755))
-	b.must(os.Symlink("/etc/systemd/system/app.service", filepath.Join(wants, "app.service")))
-	b.run("image", "capture", dir, "app:good")
+	dir := b.goodTree("app")
 	b.captureWith(dir, "better", map[string]string{"etc/issue.net": "better\n"})
 	for _, bad := range brokenSides {
 		if bad.files == nil {
