@@ -203,6 +203,8 @@ func testSides(t *testing.T, b *base, subvolumes bool) {
 	if text := r.node.do("/bin/busybox", "cat", "/var/lib/app/data", "/home/joe/letter"); text != "the node's own\ndear ann\n" {
 		t.Errorf("what both sides share is %q", text)
 	}
+	r.fails(1, []string{"did not stay", "push what the node is to be", "--to"}, "rollback", r.name)
+	r.must("rollback", r.name, "--dry-run", "--to", fmt.Sprint(r.last().Number-1))
 	out = r.mustJSON("push", "web:2", r.name, "--no-reboot", "--keep", "/etc/motd")
 	if s := out.Done.Sides; s == nil || !s.Open || s.Started != 0 || s.Tries != sides.B {
 		t.Errorf("the next push says %+v", s)
