@@ -31,15 +31,19 @@ func (e *MissingError) Error() string {
 }
 
 // Check returns a *MissingError when machines with the firmware cannot be run here.
-func Check(fw ...Firmware) error {
-	return check(func(name string) error {
-		if !strings.Contains(name, "/") {
-			_, err := exec.LookPath(name)
-			return err
-		}
-		_, err := os.Stat(name)
+func Check(fw ...Firmware) error { return check(found, fw...) }
+
+// secureBoot is what firmware needs besides for Secure Boot.
+const secureBoot Firmware = "uefi with Secure Boot"
+
+// found looks for a file, or for a program by its name.
+func found(name string) error {
+	if !strings.Contains(name, "/") {
+		_, err := exec.LookPath(name)
 		return err
-	}, fw...)
+	}
+	_, err := os.Stat(name)
+	return err
 }
 
 // check asks have for each file that is needed.
@@ -49,8 +53,10 @@ func check(have func(name string) error, fw ...Firmware) error {
 		need = append(need, struct{ file, pkg string }{biosROM, "seabios"}, struct{ file, pkg string }{nicROM, "ipxe-qemu"})
 	}
 	if slices.Contains(fw, UEFI) {
-		need = append(need, struct{ file, pkg string }{ovmfCode, "ovmf"}, struct{ file, pkg string }{ovmfVars, "ovmf"},
-			struct{ file, pkg string }{ovmfSecureCode, "ovmf"}, struct{ file, pkg string }{ovmfSecureVars, "ovmf"})
+		need = append(need, struct{ file, pkg string }{ovmfCode, "ovmf"}, struct{ file, pkg string }{ovmfVars, "ovmf"})
+	}
+	if slices.Contains(fw, secureBoot) {
+		need = append(need, struct{ file, pkg string }{ovmfSecureCode, "ovmf"}, struct{ file, pkg string }{ovmfSecureVars, "ovmf"})
 	}
 	e := &MissingError{}
 	for _, n := range need {

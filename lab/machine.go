@@ -93,6 +93,9 @@ func (m Machine) complete(dir string) (Machine, error) {
 			d.WriteLog = filepath.Join(dir, d.WriteLog)
 		}
 	}
+	if m.Secure {
+		return m, Check(m.Firmware, secureBoot)
+	}
 	return m, Check(m.Firmware)
 }
 

@@ -76,7 +76,7 @@ func TestCheck(t *testing.T) {
 			return nil
 		}
 		return os.ErrNotExist
-	}, BIOS, UEFI)
+	}, BIOS, UEFI, secureBoot)
 	var e *MissingError
 	if !errors.As(err, &e) || !slices.Equal(e.Packages, []string{"qemu-system-x86", "seabios", "ipxe-qemu", "ovmf"}) || len(e.Files) != 7 {
 		t.Errorf("%v", err)

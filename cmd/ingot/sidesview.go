@@ -13,8 +13,17 @@ import (
 // factSides is what a node with two sides said of them last, in JSON.
 const factSides = "sides"
 
+// forgetSides is for a node that has not two sides any more.
+func (w *world) forgetSides(ctx context.Context, node string) error {
+	was, err := w.state.Fact(ctx, node, factSides)
+	if errors.Is(err, inventory.ErrNotFound) || err == nil && was == "" {
+		return nil
+	}
+	return errors.Join(err, w.state.SetFact(ctx, node, factSides, ""))
+}
+
 // learnSides records what a node says of its sides, and as an event when that
-// is news.
+// is news; nil is no word about them.
 func (w *world) learnSides(ctx context.Context, node string, s *wire.Sides) error {
 	if s == nil {
 		return nil
@@ -36,7 +45,7 @@ func (w *world) learnSides(ctx context.Context, node string, s *wire.Sides) erro
 // sidesOfNode is what a node said of its sides last; nil: it has not two.
 func (w *world) sidesOfNode(ctx context.Context, node string) (*wire.Sides, error) {
 	text, err := w.state.Fact(ctx, node, factSides)
-	if errors.Is(err, inventory.ErrNotFound) {
+	if errors.Is(err, inventory.ErrNotFound) || err == nil && text == "" {
 		return nil, nil
 	}
 	if err != nil {

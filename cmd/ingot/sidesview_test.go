@@ -25,7 +25,7 @@ func TestLearnSides(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := w.learnSides(ctx, "n1", nil); err != nil { // an agent of before
+	if err := w.learnSides(ctx, "n1", nil); err != nil { // an answer that says nothing of them
 		t.Fatal(err)
 	}
 	events, err := w.state.Events(ctx, "n1", nil, 0, 0)
@@ -54,5 +54,11 @@ func TestLearnSides(t *testing.T) {
 	}
 	if got := shown(); got != 2 {
 		t.Errorf("generation %d runs, want 2", got)
+	}
+	if err := w.learn(ctx, "n1", wire.Kept{}); err != nil { // it was installed anew, with one root
+		t.Fatal(err)
+	}
+	if s, err := w.sidesOfNode(ctx, "n1"); s != nil || err != nil {
+		t.Errorf("a node with one root has the sides %+v, %v", s, err)
 	}
 }
