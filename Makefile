@@ -76,7 +76,7 @@ demo: ## two empty machines, from power-on to a rolled-back release
 	@bin/ingot lab demo
 
 lint: ## gofmt and go vet
-	@test -z "$$(gofmt -l cmd pxe imager classes templates rollback inventory installer lab web site internal e2e bench *.go | tee /dev/stderr)"
+	@test -z "$$(gofmt -l cmd fleet pxe imager classes templates rollback inventory installer lab web site internal e2e bench *.go | tee /dev/stderr)"
 	@go vet ./...
 
 clean: ## remove what was built; caches of images stay

@@ -35,6 +35,7 @@ func arrows() []arrow {
 		{"classes", nil, "what classes say depends on files alone"},
 		{"site", nil, "what people write is read before anything else exists"},
 		{"templates", []string{"classes/...", "inventory", "site"}, "renders what classes and nodes say"},
+		{"fleet", nil, "decisions about nodes need no nodes"},
 		{"inventory", nil, "the only package that speaks SQL has no opinions"},
 		{"imager", []string{"imager/..."}, "orchestration of its own parts only"},
 		{"imager/chunk", nil, "a chunker depends on its parameters alone"},

@@ -206,12 +206,30 @@ type outcome struct {
 
 func (r *rig) mustJSON(args ...string) outcome {
 	r.t.Helper()
-	var list []outcome
 	res := r.must(append(args, "--json")...)
-	if err := json.Unmarshal([]byte(res.out), &list); err != nil || len(list) != 1 {
-		r.t.Fatalf("ingot %s: not one outcome: %v: %s", strings.Join(args, " "), err, res)
+	list := nodeLines(r.t, res)
+	if len(list) != 1 {
+		r.t.Fatalf("ingot %s: not one outcome: %.500s", strings.Join(args, " "), res)
 	}
 	return list[0]
+}
+
+// nodeLines are the outcomes of nodes among the lines of JSON of a deployment.
+func nodeLines(t *testing.T, res result) (list []outcome) {
+	t.Helper()
+	for line := range strings.Lines(res.out) {
+		var x struct {
+			Event string
+			outcome
+		}
+		if err := json.Unmarshal([]byte(line), &x); err != nil || x.Event == "" {
+			t.Fatalf("not an event: %v: %.200q", err, line)
+		}
+		if x.Event == "node" {
+			list = append(list, x.outcome)
+		}
+	}
+	return list
 }
 
 // generations asks the node itself.

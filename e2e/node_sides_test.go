@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -239,9 +238,9 @@ func (r *sidesRig) pushBesideAnother(other string, subvolumes bool) outcome {
 	r.node.proxy.reset()
 	r.node.proxy.stalled.Store(false)
 	res := <-ended
-	var list []outcome
-	if err := json.Unmarshal([]byte(res.out), &list); err != nil || len(list) != 1 || res.code != 0 {
-		r.t.Fatalf("the push that was first: %v: %s", err, res)
+	list := nodeLines(r.t, res)
+	if len(list) != 1 || res.code != 0 {
+		r.t.Fatalf("the push that was first: %s", res)
 	}
 	return list[0]
 }

@@ -219,6 +219,29 @@ func (s *Site) Select(expr string) ([]*Node, error) {
 	return out, nil
 }
 
+// SelectInOrder is Select with the nodes in the order in which expr names them,
+// those of a class or a range in that of the site.
+func (s *Site) SelectInOrder(expr string) ([]*Node, error) {
+	words, err := splitNodes(expr)
+	if err != nil {
+		return nil, fmt.Errorf("select nodes %q: %w", expr, err)
+	}
+	var out []*Node
+	seen := map[*Node]bool{}
+	for _, w := range words {
+		nodes, err := s.Select(w)
+		if err != nil {
+			return nil, err
+		}
+		for _, n := range nodes {
+			if !seen[n] {
+				seen[n], out = true, append(out, n)
+			}
+		}
+	}
+	return out, nil
+}
+
 func (s *Site) pick(word string, chosen map[*Node]bool, missing *NotFoundError) error {
 	if class, ok := strings.CutPrefix(word, "@"); ok {
 		s.pickClass(class, chosen, missing)

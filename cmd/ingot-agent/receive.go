@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -100,32 +99,6 @@ func serve(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 		return capture(ctx, conn, req)
 	}
 	return fmt.Errorf("the controller asks for %q, which this agent does not know", req.Verb)
-}
-
-func withNode(dir string, fn func(*rollback.Node) error) error {
-	n, err := rollback.Open(dir, nil)
-	if err != nil {
-		return err
-	}
-	if n.Boots = dir == "/"; n.Boots {
-		n.Running = rollback.RunningKernel()
-	}
-	return errors.Join(underWay(dir, fn(n)), n.Close())
-}
-
-// underWay tells a switch of somebody else that is under way, or has just
-// ended, from one that was interrupted: both have a journal.
-func underWay(dir string, err error) error {
-	if !errors.Is(err, rollback.ErrInterrupted) {
-		return err
-	}
-	if who, held := holder(dir); held {
-		return &rollback.BusyError{Holder: who}
-	}
-	if _, statErr := os.Lstat(filepath.Join(dir, ".ingot/journal")); errors.Is(statErr, os.ErrNotExist) {
-		return &rollback.BusyError{}
-	}
-	return err
 }
 
 // describe maps the kinds of rollback's errors to words that cross the wire.
@@ -257,6 +230,13 @@ func goBack(ctx context.Context, conn *wire.Conn, n *rollback.Node, req wire.Req
 	if entries, err := n.Entries(); err == nil {
 		roomFor(entries)
 	}
+	list, err := n.Generations()
+	if err == nil {
+		req.To, err = destination(list, req)
+	}
+	if err != nil {
+		return err
+	}
 	plan, err := n.PlanRollback(ctx, req.To, policy, req.By)
 	if err != nil {
 		return err
@@ -341,7 +321,7 @@ func some(list []string) []string {
 }
 
 func summary(p *rollback.Plan) wire.Plan {
-	out := wire.Plan{Need: len(p.Need), NeedBytes: p.NeedBytes, LocalBytes: p.Local(), From: p.Base, Next: p.Next(), Notes: notes(slices.Concat(p.Notes, p.Blocked))}
+	out := wire.Plan{Need: len(p.Need), NeedBytes: p.NeedBytes, LocalBytes: p.Local(), From: p.Base, To: p.To, Next: p.Next(), Notes: notes(slices.Concat(p.Notes, p.Blocked))}
 	for _, c := range p.Changes() {
 		out.Changes = append(out.Changes, wire.Change{Path: c.Path, Kind: c.Kind.String(), Why: c.Why, OldSize: c.OldSize, NewSize: c.NewSize})
 	}

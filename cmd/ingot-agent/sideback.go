@@ -27,6 +27,11 @@ func backSide(ctx context.Context, conn *wire.Conn, conf *sides.Config, req wire
 		if err := conn.SendKept(kept(p.here)); err != nil {
 			return err
 		}
+		if req.ToRef != "" {
+			if cur, err := p.other.Current(); err != nil || !isOf(cur, req) {
+				return fmt.Errorf("the other side is not of %s: %w", req.ToRef, rollback.ErrNoGeneration)
+			}
+		}
 		plan, err := p.planBack(ctx, req.To, policy, req.By)
 		if err != nil {
 			return err

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,6 +29,8 @@ type agentSession struct {
 	proc *remote.Process
 	conn *wire.Conn
 	end  context.CancelFunc // of the pings
+
+	silent atomic.Bool // it was given up since it said nothing
 }
 
 // Close ends the agent's input and the connection.
@@ -44,6 +47,9 @@ func (s *agentSession) hangUp() { s.proc.WriteCloser.Close() }
 // that says nothing, and the exit code to what the node does not have.
 func (s *agentSession) explain(err error) error {
 	var peer *wire.Error
+	if err != nil && (s.silent.Load() || s.ssh.Silent()) {
+		return withHint(fmt.Errorf("the node fell silent and was given up: %w", err), "is it alive? `ingot deployment resume last --retry-failed` tries again")
+	}
 	if errors.As(err, &peer) && peer.Kind == "notfound" {
 		return withHint(coded{err, exitNotFound}, "%s", peer.Hint)
 	}
@@ -203,6 +209,6 @@ func greetAgent(ctx context.Context, c *remote.Conn, command string) (*agentSess
 	var alive context.Context
 	alive, s.end = context.WithCancel(ctx)
 	context.AfterFunc(alive, func() { c.Close() }) // an operator who gives up need not wait for a network that is gone
-	s.conn.KeepAlive(alive, wire.Ping, wire.Silence, func() { c.Close() })
+	s.conn.KeepAlive(alive, wire.Ping, wire.Silence, func() { s.silent.Store(true); c.Close() })
 	return s, nil
 }

@@ -18,8 +18,7 @@ func bwlimitFlag() cli.Flag {
 }
 
 // setLimit reads --bwlimit.
-func (p *program) setLimit(c *cli.Context) error {
-	text := c.String("bwlimit")
+func (p *program) setLimit(text string) error {
 	if text == "" {
 		return nil
 	}

@@ -42,12 +42,12 @@ type trial struct {
 
 // switched is what follows when a node was asked to switch, which ended with
 // err: the generation is recorded, and confirmed where the node waits for that.
-func (p *program) switched(ctx context.Context, w *world, n *site.Node, bar *bar, out *outcome, req wire.Request, after *aftercare, err error, made inventory.Generation) error {
-	begun := time.Now()
+func (p *program) switched(ctx context.Context, w *world, j *nodeJob, req wire.Request, after *aftercare, err error, made inventory.Generation) error {
+	begun, n, out := time.Now(), j.node, j.out
 	if err := w.learnSides(context.WithoutCancel(ctx), n.Name, out.Done.Sides); err != nil {
 		return err
 	}
-	lost := err != nil && req.Confirm > 0 && bar.switching() && !errors.As(err, new(*wire.Error))
+	lost := err != nil && req.Confirm > 0 && j.bar.switching() && !errors.As(err, new(*wire.Error))
 	switch {
 	case err != nil && !lost || req.DryRun:
 		return err
@@ -76,7 +76,7 @@ func (p *program) switched(ctx context.Context, w *world, n *site.Node, bar *bar
 		window += bootWait
 	}
 	why, said := after.controller(alive)
-	done, err := p.confirm(alive, w, trial{n, out.Done.Generation.Number, window, begun}, why, bar)
+	done, err := p.confirm(alive, w, trial{n, out.Done.Generation.Number, window, begun}, why, j.bar)
 	out.Done.Health = append(orNone(done.Health, out.Done.Health), said...)
 	if err == nil {
 		out.Done.Generation, out.Done.Trial = done.Generation, false

@@ -1,18 +1,16 @@
 package main
 
 import (
-	"context"
-	"errors"
+	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"ingot/inventory"
-	"ingot/site"
 )
 
 func (p *program) deploymentCommand() *cli.Command {
@@ -26,81 +24,24 @@ func (p *program) deploymentCommand() *cli.Command {
   node is), interrupted, not tried; and what the health checks found.`,
 			examples: []string{"ingot deployment show 42", "ingot deployment show last"},
 			flags:    []cli.Flag{jsonFlag()}, run: p.deploymentShow}.command(),
+		verb{name: "resume", usage: "go on with a deployment that was interrupted, or has stopped", args: "ID|last",
+			about: `Goes on where a deployment ended: with the nodes that it had not come to, and those that were in work
+  when its controller was interrupted or killed. What each is asked for is what was recorded, the image by
+  its digest. A node that waits for its confirmation is confirmed. Nodes that failed stay as they are and
+  count towards --max-failures, unless --retry-failed. Nodes that something else was made of since are not
+  touched: then it does not go on.`,
+			examples: []string{"ingot deployment resume last", "ingot deployment resume 42 --retry-failed --max-failures 3"},
+			flags: []cli.Flag{&cli.BoolFlag{Name: "retry-failed", Usage: "also the nodes that failed, went back, or could not be reached"},
+				&cli.IntFlag{Name: "max-failures", Usage: "go on while no more than `N` nodes have failed", DefaultText: "as recorded"},
+				&cli.IntFlag{Name: "parallel", Usage: "do at most `N` nodes at once", DefaultText: "as recorded"}, jsonFlag()}, run: p.deploymentResume}.command(),
+		verb{name: "undo", usage: "take back what a deployment made of its nodes", args: "ID|last",
+			about: `Takes each node that a deployment changed back to the generation that it was before, also where the
+  controller was killed in the middle; ` + "`ingot rollback --deployment ID`" + ` is the same. It is a deployment of
+  its own. A node that something else was made of since is refused, and left as it is.`,
+			examples: []string{"ingot deployment undo last", "ingot deployment undo 42 --parallel 16"},
+			flags:    append([]cli.Flag{confirmFlag(0)}, slices.Concat(waveFlags(), undoFlags())...),
+			run:      func(c *cli.Context) error { return p.undo(c, c.Args().First(), 1) }}.command(),
 	)
-}
-
-// record notes how the nodes of a deployment fare. That of a dry run notes nothing.
-type record struct {
-	db *inventory.DB
-	id int64
-
-	mu  sync.Mutex
-	err error // the first
-}
-
-// begin records a deployment before any node is touched.
-func (p *program) begin(c *cli.Context, w *world, f fleet, nodes []*site.Node) (*record, error) {
-	if c.Bool("dry-run") {
-		return &record{}, nil
-	}
-	dep := inventory.Deployment{Kind: f.kind, Ref: f.ref, Image: f.image, By: operator(), Command: strings.Join(p.Args, " ")}
-	for _, n := range nodes {
-		dep.Nodes = append(dep.Nodes, inventory.DeploymentNode{Node: n.Name})
-	}
-	id, err := w.state.BeginDeployment(c.Context, dep)
-	return &record{db: w.state, id: id}, err
-}
-
-func (r *record) set(n inventory.DeploymentNode) {
-	if r.db == nil {
-		return
-	}
-	err := r.db.SetDeploymentNode(context.Background(), r.id, n)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.err = errors.Join(r.err, err)
-}
-
-func (r *record) started(node string) {
-	r.set(inventory.DeploymentNode{Node: node, State: stateRunning})
-}
-
-func (r *record) ended(out outcome) {
-	now := out.Done.Generation.Number
-	if now == 0 {
-		now = out.Plan.From // as far as it is known
-	}
-	var reverted *revertedError
-	if errors.As(out.err, &reverted) {
-		now = reverted.now
-	}
-	r.set(inventory.DeploymentNode{Node: out.Node, State: out.State, Was: out.Plan.From, Generation: now, Changes: len(out.Plan.Changes),
-		Sent: out.Sent, Reason: out.Error, Health: out.Done.Health, Sides: r.sides(out.Node)})
-}
-
-// sides is what the node said of its sides last; empty where it has not two.
-func (r *record) sides(node string) string {
-	if r.db == nil {
-		return ""
-	}
-	s, err := (&world{state: r.db}).sidesOfNode(context.Background(), node)
-	if err != nil || s == nil {
-		return ""
-	}
-	return s.String()
-}
-
-// end notes that the deployment is over; the error is that of the whole record.
-func (r *record) end(results []outcome) error {
-	if r.db == nil {
-		return nil
-	}
-	for _, out := range results {
-		if out.State == stateNotTried {
-			r.set(inventory.DeploymentNode{Node: out.Node, State: out.State})
-		}
-	}
-	return errors.Join(r.err, r.db.EndDeployment(context.Background(), r.id))
 }
 
 // deploymentView is what `deployment list` and `deployment show` say.
@@ -113,13 +54,20 @@ type deploymentView struct {
 	By      string           `json:"by"`
 	Begun   time.Time        `json:"begun"`
 	Ended   *time.Time       `json:"ended,omitempty"`
+	Lives   bool             `json:"under_way"`         // somebody works at it
+	Stopped string           `json:"stopped,omitempty"` // why not all nodes were begun
+	Undoes  int64            `json:"undoes,omitempty"`
+	Undone  []int64          `json:"taken_back_by,omitempty"`
+	Plan    json.RawMessage  `json:"plan,omitempty"`
 	Nodes   []deploymentNode `json:"nodes"`
 }
 
 type deploymentNode struct {
 	Node       string    `json:"node"`
+	Wave       int       `json:"wave"` // from 0
 	State      string    `json:"state"`
 	Was        int       `json:"was,omitempty"`
+	Target     int       `json:"to,omitempty"` // of a rollback
 	Generation int       `json:"generation,omitempty"`
 	Changes    int       `json:"changes"`
 	Sent       int64     `json:"sent_bytes"`
@@ -129,10 +77,16 @@ type deploymentNode struct {
 	Changed    time.Time `json:"changed"`
 }
 
-func viewDeployment(d inventory.Deployment) deploymentView {
-	v := deploymentView{ID: d.ID, Kind: d.Kind, Image: d.Ref, Digest: d.Image, Command: d.Command, By: d.By, Begun: d.Begun, Nodes: []deploymentNode{}}
+func (w *world) viewDeployment(d inventory.Deployment) deploymentView {
+	v := deploymentView{ID: d.ID, Kind: d.Kind, Image: d.Ref, Digest: d.Image, Command: d.Command, By: d.By, Begun: d.Begun, Stopped: d.Stopped, Undoes: d.Undoes,
+		Nodes: []deploymentNode{}}
+	if d.Plan != "" { // of versions that recorded none
+		v.Plan = json.RawMessage(d.Plan)
+	}
 	if !d.Ended.IsZero() {
 		v.Ended = &d.Ended
+	} else {
+		v.Lives = w.holderLives(d.Holder)
 	}
 	for _, n := range d.Nodes {
 		v.Nodes = append(v.Nodes, deploymentNode(n))
@@ -149,12 +103,34 @@ func (v deploymentView) states() string {
 	return tally(n)
 }
 
-// took says how long it took, or that it is not over.
+// took says how long it took, or that it is not over: somebody works at it, or
+// whoever did was killed.
 func (v deploymentView) took() string {
-	if v.Ended == nil {
-		return "not ended"
+	switch {
+	case v.Lives:
+		return "under way"
+	case v.Ended == nil:
+		return "killed"
 	}
 	return v.Ended.Sub(v.Begun).Round(100 * time.Millisecond).String()
+}
+
+// besides is what else there is to say of some deployments, a line each.
+func (v deploymentView) besides() string {
+	var b strings.Builder
+	if v.Stopped != "" {
+		fmt.Fprintf(&b, "stopped     %s\n", v.Stopped)
+	}
+	if v.Undoes != 0 {
+		fmt.Fprintf(&b, "takes back  deployment %d\n", v.Undoes)
+	}
+	for _, id := range v.Undone {
+		fmt.Fprintf(&b, "taken back  by deployment %d\n", id)
+	}
+	if v.Ended == nil && !v.Lives {
+		fmt.Fprintf(&b, "next        `ingot deployment resume %d` goes on, `ingot deployment undo %[1]d` takes back what is done\n", v.ID)
+	}
+	return b.String()
 }
 
 func (p *program) deploymentList(c *cli.Context) error {
@@ -173,7 +149,7 @@ func (p *program) deploymentList(c *cli.Context) error {
 	views := []deploymentView{}
 	rows := [][]string{{"ID", "KIND", "IMAGE", "WHEN", "TOOK", "BY", "NODES"}}
 	for _, d := range list {
-		v := viewDeployment(d)
+		v := w.viewDeployment(d)
 		views = append(views, v)
 		rows = append(rows, []string{fmt.Sprint(v.ID), v.Kind, orElse(v.Image, "-"), v.Begun.Local().Format(time.DateTime), v.took(), v.By, v.states()})
 	}
@@ -196,15 +172,22 @@ func (p *program) deploymentShow(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	v := viewDeployment(d)
+	v := w.viewDeployment(d)
+	undone, err := w.state.Undone(c.Context, d.ID)
+	if err != nil {
+		return err
+	}
+	for _, u := range undone {
+		v.Undone = append(v.Undone, u.ID)
+	}
 	if c.Bool("json") {
 		return p.printJSON(v)
 	}
-	fmt.Fprintf(p.Stdout, "deployment  %d\ncommand     %s\nby          %s\nbegun       %s\ntook        %s\nnodes       %s\n\n", v.ID, v.Command, v.By,
-		v.Begun.Local().Format(time.DateTime), v.took(), v.states())
-	rows := [][]string{{"NODE", "STATE", "WAS", "NOW", "CHANGES", "SENT", "REASON"}}
+	fmt.Fprintf(p.Stdout, "deployment  %d\ncommand     %s\nby          %s\nbegun       %s\ntook        %s\nnodes       %s\n%s\n", v.ID, v.Command, v.By,
+		v.Begun.Local().Format(time.DateTime), v.took(), v.states(), v.besides())
+	rows := [][]string{{"NODE", "WAVE", "STATE", "WAS", "NOW", "CHANGES", "SENT", "REASON"}}
 	for _, n := range v.Nodes {
-		rows = append(rows, []string{n.Node, n.State, number(n.Was), number(n.Generation), fmt.Sprint(n.Changes), size(n.Sent), orElse(n.Reason, "-")})
+		rows = append(rows, []string{n.Node, strconv.Itoa(n.Wave + 1), n.State, number(n.Was), number(n.Generation), fmt.Sprint(n.Changes), size(n.Sent), orElse(n.Reason, "-")})
 	}
 	if err := p.table(rows); err != nil {
 		return err

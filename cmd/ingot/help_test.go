@@ -129,7 +129,7 @@ func TestExamplesParse(t *testing.T) {
 			}
 		}
 	}
-	for _, bad := range []string{"ingot nod list", "ingot node list --frob", "ingot node set", "ingot push web:1 n1 --to 3", "ingot rollback n1 --to x", "other node list"} {
+	for _, bad := range []string{"ingot nod list", "ingot node list --frob", "ingot node set", "ingot push web:1 n1 --to 3", "ingot rollback n1 --confirm x", "other node list"} {
 		if parses(t, strings.Fields(bad)) == "" {
 			t.Errorf("%q parses: this test cannot fail", bad)
 		}

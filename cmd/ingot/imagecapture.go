@@ -95,7 +95,7 @@ func (p *program) imageCapture(c *cli.Context) error {
 	if err := wantArgs(c, 2, 2); err != nil {
 		return err
 	}
-	if err := p.setLimit(c); err != nil {
+	if err := p.setLimit(c.String("bwlimit")); err != nil {
 		return err
 	}
 	ref, err := store.ParseRef(c.Args().Get(1))

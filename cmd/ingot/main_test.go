@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -35,7 +36,7 @@ func TestMain(m *testing.M) {
 // Besides testscript's own commands there are:
 //
 //	status CODE ingot ARG...   runs ingot, which must end with CODE
-//	json                       standard output is one JSON value, of lower-case keys
+//	json [lines]               standard output is one JSON value, or one a line, of lower-case keys
 //	damage flip|cut|remove     damages the largest pack of .ingot/store; its name is $PACK
 //	unarmed                    no node of the site is armed, nor has an installation begun
 //	runs NODE IMAGE            records that NODE has been brought to IMAGE
@@ -119,18 +120,24 @@ func scriptStatus(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func scriptJSON(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) > 0 {
-		ts.Fatalf("usage: json")
+	if neg || len(args) > 1 || len(args) == 1 && args[0] != "lines" {
+		ts.Fatalf("usage: json [lines]")
 	}
-	dec := json.NewDecoder(strings.NewReader(ts.ReadFile("stdout")))
-	dec.UseNumber()
-	var v any
-	ts.Check(dec.Decode(&v))
-	if dec.More() {
-		ts.Fatalf("more than one JSON value")
+	texts := []string{ts.ReadFile("stdout")}
+	if len(args) == 1 {
+		texts = slices.Collect(strings.Lines(texts[0]))
 	}
-	if key := badKey(v); key != "" {
-		ts.Fatalf("the key %q is spelled as in Go", key)
+	for _, text := range texts {
+		dec := json.NewDecoder(strings.NewReader(text))
+		dec.UseNumber()
+		var v any
+		ts.Check(dec.Decode(&v))
+		if dec.More() {
+			ts.Fatalf("more than one JSON value")
+		}
+		if key := badKey(v); key != "" {
+			ts.Fatalf("the key %q is spelled as in Go", key)
+		}
 	}
 }
 
@@ -241,7 +248,9 @@ func scriptOverlay(ts *testscript.TestScript, neg bool, args []string) {
 	w, err := openWorldOf(ctx, s)
 	ts.Check(err)
 	defer w.Close()
-	i, err := openRelease(ctx, w, args[1])
+	id, err := resolveImage(ctx, w, args[1])
+	ts.Check(err)
+	i, err := openRelease(ctx, w, args[1], id)
 	ts.Check(err)
 	t, err := i.target(ctx, w, s.Node(args[0]))
 	ts.Check(err)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,7 +25,8 @@ func size(n int64) string { return humanize.Bytes(uint64(max(n, 0))) }
 // line that moves for each that is active, and what is said above them.
 // Elsewhere a line every five seconds for each.
 type screen struct {
-	p *program
+	p        *program
+	progress func(who string, w wire.Progress, rate int64) // for machines, instead; nil: for people
 
 	mu    sync.Mutex
 	group *mpb.Progress // nil where no terminal is, and after the end
@@ -81,6 +83,7 @@ type bar struct {
 	task string
 	told bool // the node was told to switch
 	last time.Time
+	done int64 // at last
 }
 
 // bar is a line of the screen.
@@ -95,6 +98,10 @@ func (b *bar) show(w wire.Progress) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.told = b.told || w.Task == "switch"
+	if b.screen.progress != nil {
+		b.tell(w)
+		return
+	}
 	if b.screen.group == nil {
 		if w.Task != b.task || time.Since(b.last) > 5*time.Second {
 			b.task, b.last = w.Task, time.Now()
@@ -111,6 +118,20 @@ func (b *bar) show(w wire.Progress) {
 		b.line.SetTotal(w.Total, false)
 	}
 	b.line.SetCurrent(w.Done)
+}
+
+// tell tells machines, once a second of each task.
+func (b *bar) tell(w wire.Progress) {
+	since := time.Since(b.last)
+	if w.Task == b.task && since < time.Second {
+		return
+	}
+	var rate int64
+	if w.Task == b.task && w.Total > 0 {
+		rate = int64(float64(w.Done-b.done) / since.Seconds())
+	}
+	b.task, b.last, b.done = w.Task, time.Now(), w.Done
+	b.screen.progress(strings.TrimSuffix(b.label, ": "), w, rate)
 }
 
 // begin adds a line for a task: a bar where it is known how much there is to do.

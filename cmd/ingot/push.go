@@ -1,24 +1,22 @@
 package main
 
 import (
-	"context"
+	"slices"
 
 	"github.com/urfave/cli/v2"
-
-	"ingot/imager"
-	"ingot/imager/wire"
-	"ingot/inventory"
-	"ingot/site"
 )
 
 func conflictFlags() []cli.Flag {
+	return append([]cli.Flag{&cli.StringFlag{Name: "dir", Usage: "not nodes but the directory `DIR` of this machine"}}, undoFlags()...)
+}
+
+func undoFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "dry-run", Usage: "show what would change, change nothing"},
-		&cli.StringFlag{Name: "dir", Usage: "not nodes but the directory `DIR` of this machine"},
 		&cli.StringSliceFlag{Name: "keep", Usage: "keep local changes of paths like `PATTERN`"},
 		&cli.StringSliceFlag{Name: "take", Usage: "give up local changes of paths like `PATTERN`; they stay in the generation"},
 		&cli.BoolFlag{Name: "no-reboot", Usage: "of a node with two sides: it starts from the other one the next time, not now"},
-		bwlimitFlag(), parallelFlag(), jsonFlag(),
+		bwlimitFlag(), jsonFlag(),
 	}
 }
 
@@ -55,8 +53,8 @@ func (p *program) pushCommand() *cli.Command {
 			&cli.StringFlag{Name: "path", Usage: "only `PATH` of the image, such as /srv/www"},
 			&cli.BoolFlag{Name: "checksum", Usage: "read every file of the node, also those whose inode did not change: finds what a disk has damaged"},
 			&cli.BoolFlag{Name: "force", Usage: "with --dir: also where DIR holds what ingot did not put there"},
-			confirmFlag(defaultConfirm),
-		}, conflictFlags()...), run: p.push}.command()
+			confirmFlag(defaultConfirm), autoBackFlag(),
+		}, slices.Concat(waveFlags(), conflictFlags())...), run: p.push}.command()
 }
 
 func (p *program) rollbackCommand() *cli.Command {
@@ -66,14 +64,18 @@ func (p *program) rollbackCommand() *cli.Command {
   generation of its own, so it can be rolled back too. On the node's console, with no server at all,
   ` + "`/.ingot/agent rollback`" + ` does the same. With --dir it is a directory that ` + "`ingot push --dir`" + ` has written.`,
 		examples: []string{"ingot rollback n1", "ingot rollback @web", "ingot rollback n1 --to 3", "ingot rollback n1 --dry-run", "ingot rollback --dir /mnt"},
-		flags:    append([]cli.Flag{&cli.IntFlag{Name: "to", Usage: "the generation `N`", DefaultText: "the one before"}, confirmFlag(0)}, conflictFlags()...), run: p.rollback}.command()
+		flags: append([]cli.Flag{
+			&cli.StringFlag{Name: "to", Usage: "the generation `N`, or the newest one of an image", DefaultText: "the one before"},
+			&cli.StringFlag{Name: "deployment", Usage: "no NODES: take back what the deployment `ID` made of its nodes; last: the newest"},
+			confirmFlag(0),
+		}, slices.Concat(waveFlags(), conflictFlags())...), run: p.rollback}.command()
 }
 
 func (p *program) push(c *cli.Context) error {
 	if err := wantNodesOrDir(c, 1); err != nil {
 		return err
 	}
-	if err := p.setLimit(c); err != nil {
+	if err := p.setLimit(c.String("bwlimit")); err != nil {
 		return err
 	}
 	w, err := openWorld(c)
@@ -86,52 +88,43 @@ func (p *program) push(c *cli.Context) error {
 		return err
 	}
 	defer release()
-	image, err := openRelease(c.Context, w, c.Args().First())
+	ref := c.Args().First()
+	id, err := resolveImage(c.Context, w, ref)
+	if err != nil {
+		return err
+	}
+	image, err := openRelease(c.Context, w, ref, id)
 	if err != nil {
 		return err
 	}
 	if c.IsSet("dir") {
 		return p.pushDir(c, w, image)
 	}
-	var within string
+	x := workOf(c, "push")
+	x.Ref, x.Image, x.arch = image.ref, image.id, image.arch
 	if c.IsSet("path") {
 		m, err := image.load()
 		if err == nil {
-			within, err = withinOf(c.String("path"), m)
+			x.Path, err = withinOf(c.String("path"), m)
 		}
 		if err != nil {
 			return err
 		}
 	}
-	fleet := fleet{kind: "push", ref: image.ref, image: image.id.String(), arch: image.arch}
-	return p.eachNode(c, w, c.Args().Get(1), fleet, func(ctx context.Context, n *site.Node, s *agentSession, bar *bar, out *outcome) error {
-		t, err := image.target(ctx, w, n)
-		if err != nil {
-			return err
-		}
-		req := wire.Request{Dir: "/", By: operator(), Ref: t.ref, Image: t.image, Overlay: t.overlay, NodeOwned: t.nodeOwned, Laid: t.laid, Within: within}
-		p.policy(c, &req)
-		t.after.ask(&req)
-		t.Lost = &lostSource{w: w, node: n}
-		if !req.DryRun && within == "" { // who gets a part may not ask for the rest
-			if err := w.give(ctx, n.Name, t.image); err != nil {
-				return err
-			}
-		}
-		out.Plan, out.Done, err = imager.Push(ctx, s.conn, req, t.Target, p.talk(ctx, c, w, n, bar))
-		return p.switched(ctx, w, n, bar, out, req, t.after, err, inventory.Generation{Ref: req.Ref, Image: t.image.String(),
-			Overlay: req.Overlay.String(), Within: within, Mode: "live", Kind: "push"})
-	})
+	return p.deploy(c, w, c.Args().Get(1), x, image)
 }
 
 func (p *program) rollback(c *cli.Context) error {
+	if c.IsSet("deployment") {
+		return p.undo(c, c.String("deployment"), 0)
+	}
 	if err := wantNodesOrDir(c, 0); err != nil {
 		return err
 	}
 	if c.IsSet("dir") {
 		return p.rollbackDir(c)
 	}
-	if err := p.setLimit(c); err != nil {
+	if err := p.setLimit(c.String("bwlimit")); err != nil {
 		return err
 	}
 	w, err := openWorld(c)
@@ -139,30 +132,11 @@ func (p *program) rollback(c *cli.Context) error {
 		return err
 	}
 	defer w.Close()
-	return p.eachNode(c, w, c.Args().First(), fleet{kind: "rollback"}, func(ctx context.Context, n *site.Node, s *agentSession, bar *bar, out *outcome) error {
-		req := wire.Request{Dir: "/", By: operator(), To: c.Int("to")}
-		p.policy(c, &req)
-		r, err := resolveProfile(w.Site, n)
-		if err != nil {
-			return err
-		}
-		after := afterOf(ctx, w, n, &r.Profile)
-		after.ask(&req)
-		out.Plan, out.Done, err = imager.Rollback(ctx, s.conn, req, &lostSource{w: w, node: n}, p.talk(ctx, c, w, n, bar))
-		g := out.Done.Generation
-		return p.switched(ctx, w, n, bar, out, req, after, err, inventory.Generation{Ref: g.Ref, Image: g.Image.String(),
-			Overlay: g.Overlay.String(), Within: g.Within, Mode: g.Mode, Kind: "rollback"})
-	})
-}
-
-func (p *program) policy(c *cli.Context, req *wire.Request) {
-	req.DryRun, req.Keep, req.Take, req.Confirm = c.Bool("dry-run"), c.StringSlice("keep"), c.StringSlice("take"), c.Duration("confirm")
-	req.Full, req.NoReboot = c.Bool("checksum"), c.Bool("no-reboot")
-}
-
-func (p *program) talk(ctx context.Context, c *cli.Context, w *world, n *site.Node, bar *bar) imager.Talk {
-	return imager.Talk{Decide: p.decide(c, bar.screen, n.Name), Progress: bar.show,
-		Kept: func(kept wire.Kept) error { return w.learn(ctx, n.Name, kept) }}
+	x := workOf(c, "rollback")
+	if err := x.to(c.Context, w, c.String("to")); err != nil {
+		return err
+	}
+	return p.deploy(c, w, c.Args().First(), x, nil)
 }
 
 // wantNodesOrDir checks the arguments: so many, and NODES or --dir.
@@ -177,15 +151,4 @@ func wantNodesOrDir(c *cli.Context, before int) error {
 		return usagef("%s: NODES or --dir, not both", c.Command.HelpName)
 	}
 	return wantArgs(c, before, before)
-}
-
-// decide shows a plan that is only to be looked at.
-func (p *program) decide(c *cli.Context, screen *screen, who string) func(wire.Plan) error {
-	return func(plan wire.Plan) error {
-		if !c.Bool("dry-run") || c.Bool("json") {
-			return nil
-		}
-		screen.answer(itemised(who, plan))
-		return nil
-	}
 }

@@ -4,12 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
-	"slices"
 	"strings"
-	"sync"
 	"testing"
-	"testing/synctest"
-	"time"
 )
 
 // What happened to the nodes says how a verb over several of them ends.
@@ -31,6 +27,7 @@ func TestEndingOfSeveralNodes(t *testing.T) {
 		{"all are well", t.Context(), []outcome{done, same}, exitDone, "", ""},
 		{"the only one failed", t.Context(), []outcome{broken}, exitFailed, `node "n2" has no address`, ""},
 		{"one of three failed", t.Context(), []outcome{done, broken, left}, exitSome, "1 node failed (n2): 1 done, 1 failed, 1 not tried", ""},
+		{"none was begun", t.Context(), []outcome{left}, exitSome, "nothing was begun: 1 not tried", ""},
 		{"interrupted", ctx, []outcome{done, cut, left}, exitInterrupted, "interrupted", "1 done, 1 interrupted, 1 not tried"},
 		{"interrupted and failed", ctx, []outcome{same, broken, cut, left}, exitInterrupted, "interrupted", "1 unchanged, 1 interrupted, 1 failed, 1 not tried"},
 		{"the only one interrupted", ctx, []outcome{cut}, exitInterrupted, "interrupted", ""},
@@ -46,54 +43,6 @@ func TestEndingOfSeveralNodes(t *testing.T) {
 		}
 		if code != tc.code || text != tc.text || strings.TrimSpace(said.String()) != tc.said {
 			t.Errorf("%s: exit %d %q, said %q", tc.name, code, text, said.String())
-		}
-	}
-}
-
-// The pool begins in order, has no more than its number under way, begins
-// nothing after a failure or an interrupt, and waits for what it began.
-func TestPool(t *testing.T) {
-	run := func(ctx context.Context, n, parallel, fails int) (begun []int, ended, most int) {
-		synctest.Test(t, func(*testing.T) { // time passes when nobody can go on
-			var mu sync.Mutex
-			count := func(fn func()) { mu.Lock(); defer mu.Unlock(); fn() }
-			now := 0
-			inPool(ctx, n, parallel, func(i int) bool {
-				count(func() { begun = append(begun, i); now++; most = max(most, now) })
-				if i != fails {
-					time.Sleep(time.Hour)
-				}
-				count(func() { now--; ended++ })
-				return i != fails
-			})
-		})
-		slices.Sort(begun)
-		return begun, ended, most
-	}
-	dead, cancel := context.WithCancel(context.Background())
-	cancel()
-	for _, tc := range []struct {
-		name               string
-		ctx                context.Context
-		n, parallel, fails int
-		begun, most        int
-	}{
-		{"all", context.Background(), 50, 4, -1, 50, 4},
-		{"the second fails", context.Background(), 50, 4, 1, 4, 4},
-		{"one at a time, the third fails", context.Background(), 50, 1, 2, 3, 1},
-		{"interrupted before", dead, 50, 4, -1, 0, 0},
-		{"more places than nodes", context.Background(), 2, 100, -1, 2, 2},
-	} {
-		begun, ended, most := run(tc.ctx, tc.n, tc.parallel, tc.fails)
-		if len(begun) > 0 && begun[len(begun)-1] != len(begun)-1 {
-			t.Errorf("%s: begun out of order: %v", tc.name, begun)
-		}
-		// Whoever is quick takes its next before the failure is known.
-		if tc.fails == 1 && len(begun) >= 2 && len(begun) <= 4 && ended == len(begun) {
-			continue
-		}
-		if len(begun) != tc.begun || ended != tc.begun || most != tc.most {
-			t.Errorf("%s: %d begun, %d ended, %d at once; want %d, %d at once", tc.name, len(begun), ended, most, tc.begun, tc.most)
 		}
 	}
 }

@@ -115,7 +115,7 @@ func (p *program) onDir(c *cli.Context, top string, fn func(*rollback.Node, *bar
 	if c.Bool("dry-run") && !c.Bool("json") && (err == nil || len(out.Plan.Changes)+len(out.Plan.Conflicts) > 0) {
 		screen.answer(itemised(top, out.Plan))
 	}
-	p.report(c, screen, out, true)
+	p.report(screen, out, reporting{json: c.Bool("json"), dry: c.Bool("dry-run"), only: true})
 	screen.end()
 	if c.Bool("json") {
 		if err := p.printJSON([]outcome{out}); err != nil {

@@ -5,23 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"time"
 
-	"github.com/urfave/cli/v2"
-
+	"ingot/imager/remote"
 	"ingot/imager/wire"
 	"ingot/inventory"
-	"ingot/site"
 )
 
 // defaultParallel is how many nodes are done at once. Each takes some memory
 // (a manifest, chunks on their way) and a share of the line.
 const defaultParallel = 8
-
-func parallelFlag() cli.Flag {
-	return &cli.IntFlag{Name: "parallel", Usage: "do at most `N` nodes at once", Value: defaultParallel}
-}
 
 // The states of an outcome.
 const (
@@ -30,6 +23,7 @@ const (
 	statePlanned     = "planned"  // --dry-run
 	stateReverted    = "reverted" // by the node itself, or since it could not be confirmed
 	stateFailed      = "failed"
+	stateUnreachable = "unreachable" // nothing was asked of it
 	stateInterrupted = "interrupted"
 	stateNotTried    = "not tried"
 	stateRunning     = "running" // in the record
@@ -39,6 +33,7 @@ const (
 type outcome struct {
 	Node     string    `json:"node,omitempty"`
 	Dir      string    `json:"dir,omitempty"`
+	Wave     int       `json:"wave,omitempty"` // from 0
 	State    string    `json:"state"`
 	Error    string    `json:"error,omitempty"`
 	Hint     string    `json:"hint,omitempty"`
@@ -52,108 +47,20 @@ type outcome struct {
 	err error
 }
 
-// fleet is what is done to several nodes, for the record.
-type fleet struct {
-	kind  string // push, rollback
-	ref   string // the image as the operator named it
-	image string // its digest
-	arch  string // of its programs; "" is any
-}
-
-type nodeAction func(ctx context.Context, n *site.Node, s *agentSession, bar *bar, out *outcome) error
-
-// eachNode does one thing on each node of a NODES expression, several at once,
-// and tells the truth about each. After the first failure no further nodes are
-// begun: a release that fails on one node is not spread. A dry run spreads
-// nothing, goes on, and is not recorded as a deployment. Nodes of another
-// architecture are refused.
-func (p *program) eachNode(c *cli.Context, w *world, expr string, f fleet, fn nodeAction) error {
-	parallel := c.Int("parallel")
-	if parallel < 1 {
-		return usagef("--parallel: want 1 or more, got %d", parallel)
-	}
-	nodes, err := selectNodes(w.Site, expr)
-	if err != nil {
-		return err
-	}
-	if _, err := w.siteKey(); err != nil { // made at first use, once
-		return err
-	}
-	record, err := p.begin(c, w, f, nodes)
-	if err != nil {
-		return err
-	}
-	screen := p.screen()
-	defer screen.end()
-	results := make([]outcome, len(nodes))
-	for i, n := range nodes {
-		results[i] = outcome{Node: n.Name, State: stateNotTried}
-	}
-	inPool(c.Context, len(nodes), parallel, func(i int) (goOn bool) {
-		record.started(nodes[i].Name)
-		results[i] = p.oneNode(c.Context, w, nodes[i], screen.bar(nodes[i].Name+": ", i), f.arch, fn)
-		if results[i].State == stateDone && c.Bool("dry-run") {
-			results[i].State = statePlanned
-		}
-		record.ended(results[i])
-		p.report(c, screen, results[i], len(nodes) == 1)
-		return results[i].err == nil || c.Bool("dry-run")
-	})
-	screen.end()
-	recorded := record.end(results)
-	if c.Bool("json") {
-		if err := p.printJSON(results); err != nil {
-			return err
-		}
-	}
-	if err := p.ending(c.Context, results); err != nil {
-		return err
-	}
-	return recorded
-}
-
-// inPool runs fn for 0 to n-1, begun in order, at most parallel at once. Once
-// one of them says no, or ctx ends, no more are begun; it returns when those
-// that were have ended.
-func inPool(ctx context.Context, n, parallel int, fn func(i int) (goOn bool)) {
-	var mu sync.Mutex
-	next := 0
-	take := func() int {
-		mu.Lock()
-		defer mu.Unlock()
-		if next >= n || ctx.Err() != nil {
-			return -1
-		}
-		next++
-		return next - 1
-	}
-	var wg sync.WaitGroup
-	for range min(n, parallel) {
-		wg.Go(func() {
-			for i := take(); i >= 0; i = take() {
-				if !fn(i) {
-					mu.Lock()
-					next = n
-					mu.Unlock()
-				}
-			}
-		})
-	}
-	wg.Wait()
-}
-
 // ending is what the results mean for all nodes together.
 func (p *program) ending(ctx context.Context, results []outcome) error {
 	n := map[string]int{}
 	var failed []string
 	for _, r := range results {
 		n[r.State]++
-		if r.err != nil && (r.State == stateFailed || r.State == stateReverted) {
+		if r.err != nil && (r.State == stateFailed || r.State == stateReverted || r.State == stateUnreachable) {
 			failed = append(failed, r.Node)
 		}
 	}
 	interrupted := ctx.Err() != nil && n[stateInterrupted]+n[stateNotTried] > 0
 	switch {
+	case len(failed) == 0 && n[stateNotTried] > 0 && !interrupted: // too many had failed before
+		return coded{fmt.Errorf("nothing was begun: %s", tally(n)), exitSome}
 	case len(results) == 1 && !interrupted:
 		return results[0].err
 	case interrupted:
@@ -164,13 +71,13 @@ func (p *program) ending(ctx context.Context, results []outcome) error {
 	case len(failed) == 0:
 		return nil
 	}
-	return coded{fmt.Errorf("%s failed (%s): %s", count(len(failed), "node"), strings.Join(failed, ", "), tally(n)), exitSome}
+	return coded{fmt.Errorf("%s failed (%s): %s", count(len(failed), "node"), fold(failed), tally(n)), exitSome}
 }
 
 // tally counts the states, best first.
 func tally(n map[string]int) string {
 	var out []string
-	for _, s := range []string{stateDone, stateUnchanged, statePlanned, stateInterrupted, stateReverted, stateFailed, stateNotTried, stateRunning, inventory.NodeWaiting} {
+	for _, s := range []string{stateDone, stateUnchanged, statePlanned, stateInterrupted, stateReverted, stateFailed, stateUnreachable, stateNotTried, stateRunning, inventory.NodeWaiting} {
 		if n[s] > 0 {
 			out = append(out, fmt.Sprintf("%d %s", n[s], s))
 		}
@@ -194,13 +101,26 @@ const (
 	switchWait = time.Minute
 )
 
-func (p *program) oneNode(ctx context.Context, w *world, n *site.Node, bar *bar, arch string, fn nodeAction) (out outcome) {
+func (d *deployment) oneNode(ctx context.Context, i int) (out outcome) {
 	start := time.Now()
-	out = outcome{Node: n.Name, State: stateDone}
-	err := p.onNode(ctx, w, n, bar, &out, arch, fn)
-	told := bar.switching()
-	bar.end()
+	n := d.nodes[i]
+	out = outcome{Node: n.Name, Wave: d.rows[i].Wave, State: stateDone}
+	j := &nodeJob{node: n, row: d.rows[i], out: &out, bar: d.show.screen.bar(n.Name+": ", i), note: func(plan wire.Plan) error {
+		if d.plan.Work.DryRun && d.show.json == nil {
+			d.show.screen.answer(itemised(n.Name, plan))
+		}
+		return d.planned(i, plan)
+	}}
+	err := d.onNode(ctx, j)
+	told := j.bar.switching()
+	j.bar.end()
 	out.end(err, ctx.Err(), told)
+	switch {
+	case out.State == stateDone && d.plan.Work.DryRun:
+		out.State = statePlanned
+	case out.State == stateUnchanged && j.row.Was > 0 && out.Done.Generation.Number > j.row.Was:
+		out.State = stateDone // by whoever worked at this before us
+	}
 	out.Seconds = time.Since(start).Seconds()
 	return out
 }
@@ -211,8 +131,12 @@ func (out *outcome) end(err, gaveUp error, told bool) {
 	if out.Done.Unchanged {
 		out.State = stateUnchanged
 	}
+	var already *alreadyError
 	switch {
 	case err == nil:
+	case errors.As(err, &already):
+		out.State, out.Done.Unchanged, out.Done.Generation = stateUnchanged, true, already.now
+		out.Done.Notes = append(out.Done.Notes, already.why)
 	case gaveUp != nil && !told:
 		out.State, out.Error, out.err = stateInterrupted, "interrupted before its switch: nothing was changed", ofNode(out.Node, gaveUp)
 	case errors.As(err, new(*revertedError)):
@@ -222,6 +146,9 @@ func (out *outcome) end(err, gaveUp error, told bool) {
 	default:
 		out.err = ofNode(out.Node, err)
 		out.State = stateFailed
+		if !told && errors.Is(err, remote.ErrReach) {
+			out.State = stateUnreachable
+		}
 		_, out.Hint, _ = diagnose(out.err)
 		out.Error = err.Error()
 	}
@@ -232,14 +159,15 @@ var errSilent = errors.New("interrupted, and the node did not say how it ended: 
 // onNode does one thing on one node. When ctx ends, the agent's input is
 // closed and its last words are awaited: what has begun to switch is finished,
 // and known to be.
-func (p *program) onNode(ctx context.Context, w *world, n *site.Node, bar *bar, out *outcome, arch string, fn nodeAction) error {
+func (d *deployment) onNode(ctx context.Context, j *nodeJob) error {
 	alive, giveUp := context.WithCancel(context.WithoutCancel(ctx))
 	defer giveUp()
 	stop := context.AfterFunc(ctx, giveUp) // while nothing has been asked of the node
-	s, err := p.dialAgent(alive, w, "root", n.Name, arch)
+	s, err := d.p.dialAgent(alive, d.w, "root", j.node.Name, d.plan.Work.arch)
 	if err != nil {
 		return err
 	}
+	j.s = s
 	defer s.Close()
 	if !stop() {
 		return ctx.Err()
@@ -247,38 +175,44 @@ func (p *program) onNode(ctx context.Context, w *world, n *site.Node, bar *bar, 
 	defer context.AfterFunc(ctx, func() {
 		s.hangUp()
 		time.AfterFunc(lastWords, func() {
-			if !bar.switching() {
+			if !j.bar.switching() {
 				giveUp()
 			}
 		})
 		time.AfterFunc(switchWait, giveUp)
 	})()
-	err = s.explain(fn(ctx, n, s, bar, out))
-	if err == nil && out.Plan.Refused != nil {
-		err = s.explain(out.Plan.Refused)
+	err = s.explain(d.action(ctx, j))
+	if err == nil && j.out.Plan.Refused != nil {
+		err = s.explain(j.out.Plan.Refused)
 	}
-	out.Sent, out.Received = s.conn.Sent(), s.conn.Received()
+	j.out.Sent, j.out.Received = s.conn.Sent(), s.conn.Received()
 	if err != nil && alive.Err() != nil {
 		return errSilent
 	}
 	return err
 }
 
+// reporting says to whom an outcome is reported, and when.
+type reporting struct {
+	json, dry bool
+	only      bool // its error is left for the end
+}
+
 // report says how one node fared, as soon as it is known. The error of the
 // only one is left for the end.
-func (p *program) report(c *cli.Context, screen *screen, out outcome, only bool) {
+func (p *program) report(screen *screen, out outcome, to reporting) {
 	who := orElse(out.Node, out.Dir)
 	if n := out.Done.Reused; n > 0 {
 		screen.say("%s: note: %s of an interrupted push reused", who, size(n))
 	}
 	switch {
-	case out.err != nil && only:
+	case out.err != nil && to.only:
 	case out.err != nil:
 		screen.say("%s: %s: %s", who, out.State, out.Error)
 		if out.Hint != "" {
 			screen.say("%s: hint: %s", who, out.Hint)
 		}
-	case c.Bool("json") || c.Bool("dry-run"):
+	case to.json || to.dry:
 	case out.State == stateUnchanged:
 		for _, n := range folded(out.Done.Notes) {
 			screen.say("%s: note: %s", who, n)

@@ -30,14 +30,10 @@ type release struct {
 	bases map[digest.ID]*manifest.Manifest // images that nodes have now
 }
 
-// openRelease finds an image in the store, whole: that is found out before
-// any node is looked at.
-func openRelease(ctx context.Context, w *world, ref string) (*release, error) {
-	id, err := resolveImage(ctx, w, ref)
-	if err != nil {
-		return nil, err
-	}
-	i := &release{w: w, ref: ref, id: id, known: targetCache{cacheFiles{w.private("cache", "targets")}}, bases: map[digest.ID]*manifest.Manifest{}}
+// openRelease finds an image of the store, whole: that is found out before any
+// node is looked at. ref is what people call it.
+func openRelease(ctx context.Context, w *world, ref string, id digest.ID) (i *release, err error) {
+	i = &release{w: w, ref: ref, id: id, known: targetCache{cacheFiles{w.private("cache", "targets")}}, bases: map[digest.ID]*manifest.Manifest{}}
 	if i.arch, err = archOfImage(ctx, w.images, id); err != nil {
 		return nil, err
 	}

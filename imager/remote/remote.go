@@ -54,7 +54,11 @@ type Conn struct {
 	target Target
 	client *ssh.Client
 	agent  io.Closer // the ssh-agent's socket
+	silent atomic.Bool
 }
+
+// Silent reports whether the connection was given up since the peer said nothing.
+func (c *Conn) Silent() bool { return c.silent.Load() }
 
 // Dial connects to t. The context bounds the handshake only; a connection
 // that is given up is closed with Close.
@@ -136,7 +140,7 @@ func (c *Conn) keepAlive(in *heard) {
 		_, _, err := c.client.SendRequest("keepalive@openssh.com", true, nil)
 		return err
 	}
-	watch(ask, in.last, func() { c.client.Close() })
+	watch(ask, in.last, func() { c.silent.Store(true); c.client.Close() })
 }
 
 // How often a peer is asked whether it is there, and how long it may be silent then.

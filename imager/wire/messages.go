@@ -60,6 +60,9 @@ type Request struct {
 
 	// rollback: the generation to go to, 0 is the one before; confirm: the one on trial
 	To int `json:"to,omitempty"`
+	// rollback, instead: to the newest generation before of an image, by digest or, where that is not known, by name
+	ToImage digest.ID `json:"to_image,omitzero"`
+	ToRef   string    `json:"to_ref,omitempty"`
 
 	// confirm
 	Reason string `json:"reason,omitempty"` // why it has to go back; "": it stays
@@ -135,6 +138,7 @@ type Plan struct {
 	LocalBytes int64  `json:"local_bytes"`
 	From       int    `json:"from"`              // generation that runs now
 	Next       int    `json:"next"`              // that the switch would make
+	To         int    `json:"to,omitempty"`      // rollback: the one that it goes back to
 	Boots      bool   `json:"boots,omitempty"`   // the node starts anew for it, from its other side
 	Refused    *Error `json:"refused,omitempty"` // why it will not be carried out
 }

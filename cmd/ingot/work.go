@@ -1,0 +1,217 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"ingot/fleet"
+	"ingot/imager"
+	"ingot/imager/store"
+	"ingot/imager/wire"
+	"ingot/internal/digest"
+	"ingot/inventory"
+	"ingot/site"
+)
+
+// work is what a deployment asks of each of its nodes. It is part of the
+// record, so that another process can go on with it.
+type work struct {
+	Kind  string    `json:"kind"`             // push, rollback
+	Ref   string    `json:"ref,omitempty"`    // push: the image as the operator named it; rollback: to the newest generation of it
+	Image digest.ID `json:"image,omitzero"`   // of its manifest; of a rollback zero where the store does not know the name
+	To    int       `json:"to,omitempty"`     // rollback: the generation; 0: the one before, unless Ref is set
+	Path  string    `json:"path,omitempty"`   // push: that alone
+	Undo  int64     `json:"undoes,omitempty"` // rollback: of what this deployment made
+
+	Keep     []string      `json:"keep,omitempty"`
+	Take     []string      `json:"take,omitempty"`
+	Confirm  time.Duration `json:"confirm"`
+	Full     bool          `json:"checksum,omitempty"`
+	NoReboot bool          `json:"no_reboot,omitempty"`
+
+	DryRun bool   `json:"-"` // such work is not recorded
+	arch   string // of the image's programs; "" is any
+}
+
+// plan is what is recorded of a deployment besides its nodes.
+type plan struct {
+	Work    work         `json:"work"`
+	Policy  fleet.Policy `json:"policy"`
+	BWLimit string       `json:"bwlimit,omitempty"`
+}
+
+func (p plan) encode() string {
+	b, err := json.Marshal(p)
+	if err != nil {
+		panic("BUG: encode a plan: " + err.Error())
+	}
+	return string(b)
+}
+
+func decodePlan(dep inventory.Deployment) (p plan, err error) {
+	if err = json.Unmarshal([]byte(dep.Plan), &p); err != nil || p.Work.Kind == "" {
+		return p, fmt.Errorf("deployment %d: what was asked of its nodes is not recorded: it was made by another version of ingot", dep.ID)
+	}
+	return p, nil
+}
+
+// workOf is what the flags of a verb ask for.
+func workOf(c *cli.Context, kind string) work {
+	return work{Kind: kind, Keep: c.StringSlice("keep"), Take: c.StringSlice("take"), Confirm: c.Duration("confirm"), Full: c.Bool("checksum"),
+		NoReboot: c.Bool("no-reboot"), DryRun: c.Bool("dry-run")}
+}
+
+// to reads --to: a generation, or an image.
+func (x *work) to(ctx context.Context, w *world, text string) error {
+	if text == "" {
+		return nil
+	}
+	if n, err := strconv.Atoi(text); err == nil {
+		if n < 1 {
+			return usagef("--to %s: want the number of a generation, or an image", text)
+		}
+		x.To = n
+		return nil
+	}
+	id, err := resolveImage(ctx, w, text)
+	if err != nil && !errors.Is(err, store.ErrMissing) { // nodes may keep what the store does not
+		return err
+	}
+	x.Ref, x.Image = text, id
+	return nil
+}
+
+// ask is the part of a request that all kinds of work have.
+func (x *work) ask() wire.Request {
+	return wire.Request{Dir: "/", By: operator(), DryRun: x.DryRun, Keep: x.Keep, Take: x.Take, Confirm: x.Confirm, Full: x.Full, NoReboot: x.NoReboot}
+}
+
+// String says what is done to nodes, for people.
+func (x *work) String() string {
+	switch {
+	case x.Kind == "push":
+		return "push " + x.Ref
+	case x.Undo != 0:
+		return fmt.Sprintf("rollback of deployment %d", x.Undo)
+	case x.Ref != "":
+		return "rollback to " + x.Ref
+	case x.To != 0:
+		return fmt.Sprintf("rollback to generation %d", x.To)
+	}
+	return x.Kind
+}
+
+// nodeJob is one node of a deployment that is being worked at.
+type nodeJob struct {
+	node *site.Node
+	row  inventory.DeploymentNode // as recorded
+	s    *agentSession
+	bar  *bar
+	out  *outcome
+	note func(wire.Plan) error // records what is about to be changed
+}
+
+// nodeAction does what is asked of a node.
+type nodeAction func(ctx context.Context, j *nodeJob) error
+
+// action makes what is asked of each node something to do; image is that of a push.
+func (p *program) action(w *world, x work, image *release) (nodeAction, error) {
+	switch x.Kind {
+	case "push":
+		return p.pushNode(w, x, image), nil
+	case "rollback":
+		return p.rollbackNode(w, x), nil
+	}
+	return nil, fmt.Errorf("%q is nothing that this ingot does to nodes", x.Kind)
+}
+
+func (p *program) pushNode(w *world, x work, image *release) nodeAction {
+	return func(ctx context.Context, j *nodeJob) error {
+		t, err := image.target(ctx, w, j.node)
+		if err != nil {
+			return err
+		}
+		req := x.ask()
+		req.Ref, req.Image, req.Overlay, req.NodeOwned, req.Laid, req.Within = t.ref, t.image, t.overlay, t.nodeOwned, t.laid, x.Path
+		t.after.ask(&req)
+		t.Lost = &lostSource{w: w, node: j.node}
+		if !req.DryRun && x.Path == "" { // who gets a part may not ask for the rest
+			if err := w.give(ctx, j.node.Name, t.image); err != nil {
+				return err
+			}
+		}
+		j.out.Plan, j.out.Done, err = imager.Push(ctx, j.s.conn, req, t.Target, p.talk(ctx, w, j, nil))
+		return p.switched(ctx, w, j, req, t.after, err, inventory.Generation{Ref: req.Ref, Image: t.image.String(),
+			Overlay: req.Overlay.String(), Within: x.Path, Mode: "live", Kind: "push"})
+	}
+}
+
+func (p *program) rollbackNode(w *world, x work) nodeAction {
+	return func(ctx context.Context, j *nodeJob) error {
+		req := x.ask()
+		req.To, req.ToImage, req.ToRef = x.To, x.Image, x.Ref
+		if j.row.Target != 0 { // found out before
+			req.To, req.ToImage, req.ToRef = j.row.Target, digest.ID{}, ""
+		}
+		r, err := resolveProfile(w.Site, j.node)
+		if err != nil {
+			return err
+		}
+		after := afterOf(ctx, w, j.node, &r.Profile)
+		after.ask(&req)
+		var is func([]wire.Generation) error
+		switch {
+		case x.Undo != 0:
+			if is, err = undoing(ctx, w, x.Undo, j.node.Name); err != nil {
+				return err
+			}
+		case x.Ref != "":
+			is = func(kept []wire.Generation) error { return runsAlready(kept, x) }
+		}
+		j.out.Plan, j.out.Done, err = imager.Rollback(ctx, j.s.conn, req, &lostSource{w: w, node: j.node}, p.talk(ctx, w, j, is))
+		g := j.out.Done.Generation
+		return p.switched(ctx, w, j, req, after, err, inventory.Generation{Ref: g.Ref, Image: g.Image.String(),
+			Overlay: g.Overlay.String(), Within: g.Within, Mode: g.Mode, Kind: "rollback"})
+	}
+}
+
+// talk is what is heard of a node; is, where it is not nil, judges what the
+// node keeps before anything is planned.
+func (p *program) talk(ctx context.Context, w *world, j *nodeJob, is func([]wire.Generation) error) imager.Talk {
+	return imager.Talk{
+		Decide:   j.note,
+		Progress: j.bar.show,
+		Kept: func(kept wire.Kept) error {
+			if err := w.learn(ctx, j.node.Name, kept); err != nil || is == nil {
+				return err
+			}
+			return is(kept.Generations)
+		},
+	}
+}
+
+// alreadyError says that a node is what it is to become: nothing is asked of it.
+type alreadyError struct {
+	why string
+	now wire.Generation
+}
+
+func (e *alreadyError) Error() string { return e.why }
+
+// runsAlready tells whether a node runs the image that it is to go back to.
+func runsAlready(kept []wire.Generation, x work) error {
+	if len(kept) == 0 {
+		return nil
+	}
+	now := current(kept)
+	if now.Within == "" && now.Trial == 0 && (now.Image == x.Image || x.Image == digest.ID{} && now.Ref == x.Ref) {
+		return &alreadyError{fmt.Sprintf("it is %s already, as generation %d", x.Ref, now.Number), now}
+	}
+	return nil
+}
