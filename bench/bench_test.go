@@ -250,23 +250,39 @@ func TestParse(t *testing.T) {
 
 // What machines wrote to their disks has a column of its own, where it was measured.
 func TestMachines(t *testing.T) {
-	b := &bench{o: options{cache: t.TempDir()}}
-	if err := b.machines(t.Context()); err != nil || len(b.rows) != 2 || b.rows[0].ok() {
-		t.Errorf("nothing was measured: %+v, %v", b.rows, err)
-	}
-	b.rows = []row{{Work: workBack, Tool: "rsync", Seconds: []float64{1}, Bytes: -1}}
 	text := `[{"mode":"slots","what":"ingot push","seconds":60,"moved":5000000,"written":700000000},{"mode":"slots","what":"installed anew","seconds":120,"moved":400000000,"written":800000000}]`
-	if err := os.WriteFile(figuresFile(b.o.cache), []byte(text), 0o644); err != nil {
+	rows, err := machineRows([]byte(text))
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := b.machines(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	r := report{rows: b.rows}
+	r := report{rows: append(rows, row{Work: workBack, Tool: "rsync", Seconds: []float64{1}, Bytes: -1})}
 	if got := r.results(workSlots); len(got.rows) != 2 || got.head[8] != "to the disk" || got.rows[1][3] != "0.50" || got.rows[1][8] != "800 MB" || got.rows[0][4] != "5.00 MB" {
 		t.Errorf("%q", got)
 	}
 	if got := r.results(workBack); len(got.head) != 8 || len(got.rows[0]) != 8 {
 		t.Errorf("%q", got)
+	}
+}
+
+// A part of the page is replaced alone, and a whole run keeps it.
+func TestParts(t *testing.T) {
+	page := "# Benchmarks\n\nall of it\n"
+	one := withPart(page, "machines", "## Machines\n\nfirst\n")
+	two := withPart(one+"\nbehind it\n", "machines", "## Machines\n\nsecond\n")
+	if !strings.HasPrefix(two, page) || strings.Contains(two, "first") || strings.Count(two, "second") != 1 || !strings.HasSuffix(two, "\nbehind it\n") {
+		t.Errorf("%q", two)
+	}
+	if got := "new page\n" + parts(two); !strings.Contains(got, "second") || strings.Contains(got, "behind") || parts(page) != "" {
+		t.Errorf("%q", got)
+	}
+	for _, x := range []struct {
+		args       []string
+		only       bool
+		part, page string
+	}{{nil, false, "docs/BENCHMARKS.md", "docs/BENCHMARKS.md"}, {[]string{"-work", "machines"}, true, "docs/BENCHMARKS.md", ""}, {[]string{"-work", "machines", "-runs", "1"}, true, "", ""},
+		{[]string{"-work", "machines,capture"}, false, "docs/BENCHMARKS.md", ""}} {
+		if o, err := parse(x.args); err != nil || o.onlyApart() != x.only || o.part != x.part || o.out != x.page {
+			t.Errorf("%v: %+v, %v", x.args, o, err)
+		}
 	}
 }

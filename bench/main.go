@@ -11,6 +11,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -30,6 +31,7 @@ type options struct {
 	cache  string
 	ingot  string
 	out    string // where the document goes; empty: nowhere
+	part   string // where the parts of works apart go; empty: nowhere
 	strict bool
 	runs   int // of each tool; 0: the usual number
 }
@@ -69,16 +71,20 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	defer lock.Close()
+	if err := measureApart(ctx, o); err != nil {
+		if o.onlyApart() {
+			return err
+		}
+		fmt.Fprintln(os.Stderr, "bench: goes on without", err)
+	}
+	if o.onlyApart() {
+		return nil
+	}
 	if _, err := buildTrees(ctx, o.cache); err != nil {
 		return err
 	}
 	if err := installDesync(ctx, o.cache); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: goes on without desync:", err)
-	}
-	if o.does("machines") {
-		if err := measureMachines(ctx, o.cache); err != nil {
-			fmt.Fprintln(os.Stderr, "bench: goes on without machines:", err)
-		}
 	}
 	return enter(ctx, args)
 }
@@ -123,8 +129,12 @@ func parse(args []string) (options, error) {
 		return o, err
 	}
 	o.works, o.tools = words(*works), words(*tools)
+	o.part = o.out
+	if o.out == "" && len(o.tools) == 0 && o.runs == 0 {
+		o.part = page
+	}
 	if o.out == "" && o.whole() {
-		o.out = "docs/BENCHMARKS.md"
+		o.out = page
 	}
 	for _, w := range o.works {
 		if !slices.Contains(workNames(), w) {
@@ -133,6 +143,9 @@ func parse(args []string) (options, error) {
 	}
 	return o, nil
 }
+
+// page is where the figures stand.
+const page = "docs/BENCHMARKS.md"
 
 // words splits what people list with commas or spaces.
 func words(s string) []string {
@@ -173,7 +186,11 @@ func inside(ctx context.Context, o options) error {
 	r := b.report(ctx)
 	fmt.Print(r.text())
 	if o.out != "" {
-		if err := os.WriteFile(o.out, []byte(r.markdown()), 0o644); err != nil {
+		was, err := os.ReadFile(o.out)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := os.WriteFile(o.out, []byte(r.markdown()+parts(string(was))), 0o644); err != nil {
 			return err
 		}
 		b.say("wrote %s", o.out)

@@ -197,7 +197,7 @@ func (r report) text() string {
 
 func (r report) markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "# Benchmarks\n\n`make bench` wrote this page on %s, in %s. Everything on it was measured in that one run, each tool\n%s. `make bench WORK=capture` measures a part (%s) and writes nothing.\n\n",
+	fmt.Fprintf(&b, "# Benchmarks\n\n`make bench` wrote this page on %s, in %s. Everything on it, but for the parts at its end that say so, was measured in that one run, each tool\n%s. `make bench WORK=capture` measures some of it (%s) and writes nothing; of the parts at the end it writes those that were asked for.\n\n",
 		r.date.UTC().Format("2006-01-02 15:04 UTC"), r.took.Round(time.Second), times(r.fast, r.slow), strings.Join(workNames(), ", "))
 	fmt.Fprintf(&b, "## Goals\n\nRatios are ingot's number divided by theirs: less than 1 is faster, or less. %d of %d goals are missed.\n\n%s\n", r.failed(), len(r.verdicts), r.goals().markdown())
 	for _, w := range r.works() {
@@ -242,13 +242,13 @@ func notes() map[string]string {
 		workNothing: "The node is B already. `ssh true` is what a login alone costs.",
 		workFile:    "One line is appended to /etc/services.",
 		workRename:  "/srv/release-1 becomes /srv/release-2: modules, headers, gcc, documentation and more of tree A were moved there before.",
-		workSlots:   machinesNote + "BIOS, ext4 on partitions.",
-		workSubvols: machinesNote + "UEFI, subvolumes of a btrfs, of which a push makes a snapshot.",
+		workSlots:   "BIOS, ext4 on partitions.",
+		workSubvols: "UEFI, subvolumes of a btrfs, of which a push makes a snapshot.",
 		workBack:    "`ingot` is `/.ingot/agent rollback` on the node's console, as is rsync, which has a full copy of A on the node's disk; `ingot rollback` is the same asked for from the controller, over SSH.",
 	}
 }
 
-const machinesNote = "A machine of the rack (QEMU without KVM, two processors), measured once. The release has 420 other files, another kernel and initramfs. Until it runs, is reached by a new login and is confirmed; bytes on the machine's cable and to its disk. `installed anew` is the whole installation of the same release, from reset to login. "
+const machinesNote = "A machine of the rack (QEMU without KVM, two processors), each thing measured once. The release has 420 other files, another kernel and initramfs. Until it runs, is reached by a new login and is confirmed; bytes on the machine's cable and to its disk. `installed anew` is the whole installation of the same release, from reset to login."
 
 const method = `## Method
 

@@ -32,13 +32,16 @@ type group struct {
 }
 
 func works() []group {
-	return []group{{"capture", (*bench).capture}, {"write", (*bench).write}, {"local", (*bench).local}, {"node", (*bench).onNode}, {"back", (*bench).backOnNode}, {"machines", (*bench).machines}}
+	return []group{{"capture", (*bench).capture}, {"write", (*bench).write}, {"local", (*bench).local}, {"node", (*bench).onNode}, {"back", (*bench).backOnNode}}
 }
 
 func workNames() []string {
 	var names []string
 	for _, w := range works() {
 		names = append(names, w.name)
+	}
+	for _, a := range aparts() {
+		names = append(names, a.name)
 	}
 	return names
 }
