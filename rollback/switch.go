@@ -18,8 +18,8 @@ import (
 // Switch makes a staged plan the tree. It either returns the new generation,
 // or an error and the tree as it was; only when it could not put the tree back
 // itself is the error an ErrInterrupted, and Recover has to; an error that comes with
-// the number of a generation is of one that was made. Once the journal is written ctx is no longer looked at. After an error the plan has to be made and
-// staged again.
+// the number of a generation is of one that was made. Once the journal is written
+// ctx is no longer looked at. After an error the plan has to be made and staged again.
 func (n *Node) Switch(ctx context.Context, p *Plan) (Generation, error) {
 	if err := p.Err(); err != nil {
 		return Generation{}, fmt.Errorf("switch: %w", err)
