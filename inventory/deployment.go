@@ -26,7 +26,7 @@ type Deployment struct {
 // DeploymentNode is how a node fares in a deployment.
 type DeploymentNode struct {
 	Node       string
-	State      string // waiting, running, done, unchanged, reverted, failed, unreachable, interrupted, not tried
+	State      string // waiting, running, done, unchanged, drained, reverted, failed, unreachable, interrupted, not tried
 	Was        int    // the generation before; 0: none, or not known
 	Generation int    // what it is at, as far as is known; 0: not known
 	Changes    int
@@ -34,6 +34,7 @@ type DeploymentNode struct {
 	Reason     string   // why it is not done
 	Health     []string // what the checks said, a line each
 	Sides      string   // what a node with two root file systems was at when it had ended
+	Drained    bool     // it is still out of service since this deployment drained it; read only
 	Changed    time.Time
 }
 
@@ -133,6 +134,9 @@ func (d *DB) Deployments(ctx context.Context, most int) ([]Deployment, error) {
 		if out[i].Nodes, err = d.deploymentNodes(ctx, out[i].ID); err != nil {
 			return nil, fmt.Errorf("list deployments: %w", err)
 		}
+		if err := d.markDrained(ctx, &out[i]); err != nil {
+			return nil, err
+		}
 	}
 	return out, nil
 }
@@ -145,6 +149,9 @@ func (d *DB) Deployment(ctx context.Context, id int64) (Deployment, error) {
 	}
 	if err == nil {
 		dep.Nodes, err = d.deploymentNodes(ctx, id)
+	}
+	if err == nil {
+		err = d.markDrained(ctx, &dep)
 	}
 	if err != nil {
 		return dep, fmt.Errorf("deployment %d: %w", id, err)

@@ -18,7 +18,7 @@ func conflictFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "keep", Usage: "keep local changes of paths like `PATTERN`"},
 		&cli.StringSliceFlag{Name: "take", Usage: "give up local changes of paths like `PATTERN`; they stay in the generation"},
 		&cli.BoolFlag{Name: "no-reboot", Usage: "of a node with two sides: it starts from the other one the next time, not now"},
-		bwlimitFlag(), parallelFlag(), jsonFlag(),
+		noDrainFlag(), bwlimitFlag(), parallelFlag(), jsonFlag(),
 	}
 }
 
@@ -40,6 +40,10 @@ func (p *program) pushCommand() *cli.Command {
   connection. Where we cannot, since the release broke sshd or the network, the node goes back by
   itself when the time is up. It also goes back when it is booted within that time. Why is recorded:
   ` + "`ingot deployment show`" + ` tells it for each node.
+
+  Where a node's profile has drain: and undrain: (a load balancer, Slurm), a node that has staged
+  everything is taken out of service before its switch, and put back once it is confirmed, or is what
+  it was before. One of which that is not known stays out, and it is said: see ` + "`ingot drain --help`" + `.
 
   With --path only that path of the image, and what is in it, is compared and changed.
 
@@ -63,7 +67,7 @@ func (p *program) rollbackCommand() *cli.Command {
 	return verb{name: "rollback", usage: "take nodes, or a directory, back to an earlier generation", args: "[NODES]",
 		about: `Takes each node back to the generation before, or to --to N, from what the node keeps itself: no
   bytes move, unless an undo copy is damaged: then the content comes from the store. The rollback is a
-  generation of its own, so it can be rolled back too. On the node's console, with no server at all,
+  generation of its own, so it can be rolled back too. Nodes are drained as in a push. On the node's console, with no server at all,
   ` + "`/.ingot/agent rollback`" + ` does the same. With --dir it is a directory that ` + "`ingot push --dir`" + ` has written.`,
 		examples: []string{"ingot rollback n1", "ingot rollback @web", "ingot rollback n1 --to 3", "ingot rollback n1 --dry-run", "ingot rollback --dir /mnt"},
 		flags:    append([]cli.Flag{&cli.IntFlag{Name: "to", Usage: "the generation `N`", DefaultText: "the one before"}, confirmFlag(0)}, conflictFlags()...), run: p.rollback}.command()
@@ -103,7 +107,8 @@ func (p *program) push(c *cli.Context) error {
 			return err
 		}
 	}
-	fleet := fleet{kind: "push", ref: image.ref, image: image.id.String(), arch: image.arch}
+	drains := p.drains(c, w, "push")
+	fleet := fleet{kind: "push", ref: image.ref, image: image.id.String(), arch: image.arch, drains: drains}
 	return p.eachNode(c, w, c.Args().Get(1), fleet, func(ctx context.Context, n *site.Node, s *agentSession, bar *bar, out *outcome) error {
 		t, err := image.target(ctx, w, n)
 		if err != nil {
@@ -118,9 +123,14 @@ func (p *program) push(c *cli.Context) error {
 				return err
 			}
 		}
-		out.Plan, out.Done, err = imager.Push(ctx, s.conn, req, t.Target, p.talk(ctx, c, w, n, bar))
-		return p.switched(ctx, w, n, bar, out, req, t.after, err, inventory.Generation{Ref: req.Ref, Image: t.image.String(),
-			Overlay: req.Overlay.String(), Within: within, Mode: "live", Kind: "push"})
+		talk := p.talk(ctx, c, w, n, bar)
+		settle, err := drains.around(ctx, n, s, bar, out, &talk)
+		if err != nil {
+			return err
+		}
+		out.Plan, out.Done, err = imager.Push(ctx, s.conn, req, t.Target, talk)
+		return settle(p.switched(ctx, w, n, bar, out, req, t.after, err, inventory.Generation{Ref: req.Ref, Image: t.image.String(),
+			Overlay: req.Overlay.String(), Within: within, Mode: "live", Kind: "push"}))
 	})
 }
 
@@ -139,7 +149,8 @@ func (p *program) rollback(c *cli.Context) error {
 		return err
 	}
 	defer w.Close()
-	return p.eachNode(c, w, c.Args().First(), fleet{kind: "rollback"}, func(ctx context.Context, n *site.Node, s *agentSession, bar *bar, out *outcome) error {
+	drains := p.drains(c, w, "rollback")
+	return p.eachNode(c, w, c.Args().First(), fleet{kind: "rollback", drains: drains}, func(ctx context.Context, n *site.Node, s *agentSession, bar *bar, out *outcome) error {
 		req := wire.Request{Dir: "/", By: operator(), To: c.Int("to")}
 		p.policy(c, &req)
 		r, err := resolveProfile(w.Site, n)
@@ -148,10 +159,15 @@ func (p *program) rollback(c *cli.Context) error {
 		}
 		after := afterOf(ctx, w, n, &r.Profile)
 		after.ask(&req)
-		out.Plan, out.Done, err = imager.Rollback(ctx, s.conn, req, &lostSource{w: w, node: n}, p.talk(ctx, c, w, n, bar))
+		talk := p.talk(ctx, c, w, n, bar)
+		settle, err := drains.around(ctx, n, s, bar, out, &talk)
+		if err != nil {
+			return err
+		}
+		out.Plan, out.Done, err = imager.Rollback(ctx, s.conn, req, &lostSource{w: w, node: n}, talk)
 		g := out.Done.Generation
-		return p.switched(ctx, w, n, bar, out, req, after, err, inventory.Generation{Ref: g.Ref, Image: g.Image.String(),
-			Overlay: g.Overlay.String(), Within: g.Within, Mode: g.Mode, Kind: "rollback"})
+		return settle(p.switched(ctx, w, n, bar, out, req, after, err, inventory.Generation{Ref: g.Ref, Image: g.Image.String(),
+			Overlay: g.Overlay.String(), Within: g.Within, Mode: g.Mode, Kind: "rollback"}))
 	})
 }
 

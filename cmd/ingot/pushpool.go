@@ -28,6 +28,7 @@ const (
 	stateDone        = "done"
 	stateUnchanged   = "unchanged"
 	statePlanned     = "planned"  // --dry-run
+	stateDrained     = "drained"  // done, or unchanged, but it could not be put back into service
 	stateReverted    = "reverted" // by the node itself, or since it could not be confirmed
 	stateFailed      = "failed"
 	stateInterrupted = "interrupted"
@@ -58,6 +59,8 @@ type fleet struct {
 	ref   string // the image as the operator named it
 	image string // its digest
 	arch  string // of its programs; "" is any
+
+	drains *drainage // nil: none
 }
 
 type nodeAction func(ctx context.Context, n *site.Node, s *agentSession, bar *bar, out *outcome) error
@@ -83,6 +86,7 @@ func (p *program) eachNode(c *cli.Context, w *world, expr string, f fleet, fn no
 	if err != nil {
 		return err
 	}
+	f.drains.recorded(record.id)
 	screen := p.screen()
 	defer screen.end()
 	results := make([]outcome, len(nodes))
@@ -148,7 +152,7 @@ func (p *program) ending(ctx context.Context, results []outcome) error {
 	var failed []string
 	for _, r := range results {
 		n[r.State]++
-		if r.err != nil && (r.State == stateFailed || r.State == stateReverted) {
+		if r.err != nil && (r.State == stateFailed || r.State == stateReverted || r.State == stateDrained) {
 			failed = append(failed, r.Node)
 		}
 	}
@@ -170,7 +174,7 @@ func (p *program) ending(ctx context.Context, results []outcome) error {
 // tally counts the states, best first.
 func tally(n map[string]int) string {
 	var out []string
-	for _, s := range []string{stateDone, stateUnchanged, statePlanned, stateInterrupted, stateReverted, stateFailed, stateNotTried, stateRunning, inventory.NodeWaiting} {
+	for _, s := range []string{stateDone, stateUndrained, stateUnchanged, statePlanned, stateInterrupted, stateDrained, stateReverted, stateFailed, stateNotTried, stateRunning, inventory.NodeWaiting} {
 		if n[s] > 0 {
 			out = append(out, fmt.Sprintf("%d %s", n[s], s))
 		}
@@ -221,7 +225,9 @@ func (out *outcome) end(err, gaveUp error, told bool) {
 		out.State, out.Error, out.err = stateInterrupted, err.Error(), ofNode(out.Node, err)
 	default:
 		out.err = ofNode(out.Node, err)
-		out.State = stateFailed
+		if out.State = stateFailed; errors.As(err, new(*outOfServiceError)) {
+			out.State = stateDrained
+		}
 		_, out.Hint, _ = diagnose(out.err)
 		out.Error = err.Error()
 	}
