@@ -99,7 +99,7 @@ func hookEnv(ours []string, d *drainage, node, address string, classes []string)
 func (s *service) run(ctx context.Context, what string, steps []hooks.Step) ([]hooks.Result, error) {
 	r := &hooks.Runner{Env: s.env, Begin: func(step hooks.Step) {
 		if s.show != nil {
-			s.show(what + ": " + step.String())
+			s.show(what + ": " + brief(step.String()))
 		}
 	}}
 	done, err := r.Run(ctx, steps)
@@ -113,6 +113,15 @@ func (s *service) run(ctx context.Context, what string, steps []hooks.Step) ([]h
 		return done, fmt.Errorf("%s: %w", what, err)
 	}
 	return done, nil
+}
+
+// brief cuts a text to what fits into a line that moves.
+func brief(text string) string {
+	const most = 60
+	if r := []rune(text); len(r) > most {
+		return string(r[:most-3]) + "..."
+	}
+	return text
 }
 
 // takeOut takes the node out of service. That it is out is recorded first: a
