@@ -2,6 +2,7 @@ package classes
 
 import (
 	"errors"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -56,6 +57,25 @@ func TestHooksAreJudged(t *testing.T) {
 		var probs problem.List
 		if !errors.As(err, &probs) || !strings.Contains(err.Error(), "profile/WEB.yaml:"+tt.want) {
 			t.Errorf("%q: %v\nwant %s", tt.text, err, tt.want)
+		}
+	}
+}
+
+// What people copy from the documents is a profile.
+func TestExamplesOfHooks(t *testing.T) {
+	b, err := os.ReadFile("../docs/DRAIN.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := strings.Split(string(b), "```yaml\n")[1:]
+	if len(blocks) < 5 {
+		t.Fatalf("only %d examples", len(blocks))
+	}
+	for _, text := range blocks {
+		text, _, _ := strings.Cut(text, "```\n")
+		r, err := space(t, map[string]string{"profile/DEFAULT.yaml": "boot: local\n", "profile/WEB.yaml": text}).Resolve("n1", []string{"WEB"})
+		if err != nil || len(r.Profile.Drain)+len(r.Profile.Check) == 0 {
+			t.Errorf("%v in\n%s", err, text)
 		}
 	}
 }

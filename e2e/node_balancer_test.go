@@ -112,21 +112,23 @@ func newBalancer(t *testing.T, nodes []*rig) *balancer {
 	return b
 }
 
-// profile is what docs/DRAIN.md has for HAProxy, and a check that the service
+// profile is the one of docs/DRAIN.md for HAProxy, and a check that the service
 // runs what is on the node; log gets a line for each try that found sessions.
 func (b *balancer) profile(log string) string {
-	return strings.NewReplacer("SOCK", b.sock, "LOG", log, "RELEASE", "/"+webdRelease, "PORT", fmt.Sprint(webdPort)).Replace(`drain:
-- run: answer=$(echo "set server web/$INGOT_NODE state drain" | socat - SOCK) && test -z "$answer" || { echo "$answer"; exit 1; }
-- until: |
-    busy=$(echo "show stat" | socat - SOCK | awk -F, -v node="$INGOT_NODE" '$1 == "web" && $2 == node {print $3 + $5}')
-    echo "$busy sessions"
-    test "$busy" = 0 || { echo "$INGOT_NODE $busy" >>LOG; exit 1; }
-  timeout: 60s
-undrain:
-- run: answer=$(echo "set server web/$INGOT_NODE state ready" | socat - SOCK) && test -z "$answer" || { echo "$answer"; exit 1; }
-check:
-- {name: web, exec: '/bin/busybox wget -qO- http://127.0.0.1:PORT/ | /bin/busybox grep -q " $(/bin/busybox cat RELEASE)$"', retry_for: 30s}
-`)
+	b.t.Helper()
+	_, text, found := strings.Cut(read(b.t, "../docs/DRAIN.md"), "\n## HAProxy\n")
+	_, text, yaml := strings.Cut(text, "```yaml\n")
+	text, _, closed := strings.Cut(text, "```\n")
+	for old, to := range map[string]string{
+		"/run/haproxy/admin.sock": b.sock,
+		`test "$busy" = 0`:        fmt.Sprintf(`test "$busy" = 0 || { echo "$INGOT_NODE $busy" >>%s; exit 1; }`, log),
+	} {
+		if !found || !yaml || !closed || !strings.Contains(text, old) {
+			b.t.Fatalf("docs/DRAIN.md has no profile for HAProxy with %s", old)
+		}
+		text = strings.ReplaceAll(text, old, to)
+	}
+	return text + fmt.Sprintf("check:\n- {name: web, exec: '/bin/busybox wget -qO- http://127.0.0.1:%d/ | /bin/busybox grep -q \" $(/bin/busybox cat /%s)$\"', retry_for: 30s}\n", webdPort, webdRelease)
 }
 
 // request asks once; body is nil for a question.
