@@ -11,6 +11,7 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"ingot/internal/health"
+	"ingot/internal/hooks"
 	"ingot/internal/pattern"
 	"ingot/internal/problem"
 	"ingot/internal/strict"
@@ -37,6 +38,9 @@ type Profile struct {
 	Check         []health.Check `yaml:"check"`          // what must hold after a push
 	Restart       string         `yaml:"restart"`        // report | reload | restart: units that a push concerns
 	RestartExcept []string       `yaml:"restart_except"` // patterns of units that are left alone, besides the built-in ones
+
+	Drain   []hooks.Step `yaml:"drain"`   // on the server, before the switch of a push or rollback
+	Undrain []hooks.Step `yaml:"undrain"` // after it, once the node is right
 }
 
 // Sides are the mount points in the disk_config of what a node with two root
@@ -201,6 +205,7 @@ func (p *Profile) check(d *strict.Decoded) {
 	}
 	p.Sides.check(d)
 	p.checkAfter(d)
+	p.checkHooks(d)
 }
 
 // imageName: NAME, NAME:TAG, or with @DIGEST.
@@ -241,6 +246,7 @@ func (s *Space) profile(r *Resolved, probs *problem.List) error {
 	merged := r.merge("", layers)
 	d := strict.Decode(merged, &r.Profile, probs)
 	r.Profile.defaults()
+	r.Profile.pairHooks(d)
 	if r.Profile.Boot == "image" && r.Profile.Image == "" {
 		d.Bad("boot", "boot: image needs image: NAME:TAG in a profile of the node's classes (%s)", strings.Join(r.Classes, " "))
 	}

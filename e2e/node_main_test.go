@@ -26,6 +26,9 @@ func runMain(m *testing.M) int {
 	if file := os.Getenv(weigh); file != "" {
 		return weighing(file)
 	}
+	if isWebd() {
+		return runWebd()
+	}
 	if os.Getenv(inside) != "" {
 		err := errors.Join(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""), unix.Mount("proc", "/proc", "proc", 0, ""), exec.Command("ip", "link", "set", "lo", "up").Run())
 		if err != nil {

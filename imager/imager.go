@@ -45,6 +45,10 @@ type Talk struct {
 	Kept     func(wire.Kept) error // what the node keeps, before anything is planned; may be nil
 	Decide   func(wire.Plan) error // before anything is staged; an error ends it with nothing changed
 	Progress func(wire.Progress)   // may be nil
+	// BeforeSwitch is called when a node has staged what it is to become, and
+	// may take its time: the node waits. An error ends it with nothing changed.
+	// It is not called where there is nothing to switch; may be nil.
+	BeforeSwitch func(context.Context) error
 }
 
 // Target is what a push brings a node to. Its manifest is made only when the
@@ -157,6 +161,11 @@ func carryOut(ctx context.Context, c *wire.Conn, req wire.Request, first wire.Fr
 
 // agree is the last word before a switch: whoever has given up does not say it.
 func agree(ctx context.Context, c *wire.Conn, talk Talk) error {
+	if talk.BeforeSwitch != nil {
+		if err := talk.BeforeSwitch(ctx); err != nil {
+			return err
+		}
+	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}

@@ -41,6 +41,7 @@ type DeploymentNode struct {
 	Reason     string   // why it is not done
 	Health     []string // what the checks said, a line each
 	Sides      string   // what a node with two root file systems was at when it had ended
+	Drained    bool     // it is still out of service since this deployment drained it; read only
 	Changed    time.Time
 }
 
@@ -253,6 +254,9 @@ func (d *DB) selectDeployments(ctx context.Context, rest string, args ...any) ([
 		if err == nil {
 			out[i].Nodes, err = deploymentNodes(ctx, d.db, out[i].ID)
 		}
+		if err == nil {
+			err = d.markDrained(ctx, &out[i])
+		}
 	}
 	return out, err
 }
@@ -277,6 +281,9 @@ func (d *DB) Deployment(ctx context.Context, id int64) (Deployment, error) {
 	}
 	if err == nil {
 		dep.Nodes, err = deploymentNodes(ctx, d.db, id)
+	}
+	if err == nil {
+		err = d.markDrained(ctx, &dep)
 	}
 	if err != nil {
 		return dep, fmt.Errorf("deployment %d: %w", id, err)

@@ -17,9 +17,9 @@ import (
 
 // Switch makes a staged plan the tree. It either returns the new generation,
 // or an error and the tree as it was; only when it could not put the tree back
-// itself is the error an ErrInterrupted, and Recover has to. Once the journal is
-// written ctx is no longer looked at. After an error the plan has to be made and
-// staged again.
+// itself is the error an ErrInterrupted, and Recover has to; an error that comes with
+// the number of a generation is of one that was made. Once the journal is written
+// ctx is no longer looked at. After an error the plan has to be made and staged again.
 func (n *Node) Switch(ctx context.Context, p *Plan) (Generation, error) {
 	if err := p.Err(); err != nil {
 		return Generation{}, fmt.Errorf("switch: %w", err)
@@ -70,7 +70,11 @@ func (n *Node) doSwitch(ctx context.Context, p *Plan) (Generation, error) {
 	if err := r.complete(p); err != nil {
 		return g, fmt.Errorf("generation %d is made but not tidied up: %w: %w", g.Number, ErrInterrupted, err)
 	}
-	return n.generation(g.Number)
+	made, err := n.generation(g.Number)
+	if err != nil {
+		return g, fmt.Errorf("generation %d is made: %w", g.Number, err)
+	}
+	return made, nil
 }
 
 // prepareSwitch does all of a switch that comes before its journal.

@@ -19,7 +19,6 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
-	"ingot/imager/tree"
 	"ingot/imager/wire"
 	"ingot/internal/entry"
 	"ingot/internal/pattern"
@@ -99,47 +98,6 @@ func serve(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 		return capture(ctx, conn, req)
 	}
 	return fmt.Errorf("the controller asks for %q, which this agent does not know", req.Verb)
-}
-
-// describe maps the kinds of rollback's errors to words that cross the wire.
-func describe(err error) wire.Error {
-	e := wire.Error{Kind: "failed", Text: err.Error()}
-	var gone *sideGoneError
-	switch {
-	case errors.As(err, &gone):
-		e.Hint = gone.hint()
-	case errors.Is(err, tree.ErrChanged):
-		e.Kind, e.Hint = "changed", "--snapshot captures a snapshot, --allow-changed PATTERN takes such files as they come, --exclude PATTERN leaves them out"
-	case errors.Is(err, errMoved):
-		e.Kind, e.Hint = "changed", "capture it again"
-	case errors.Is(err, rollback.ErrBusy):
-		e.Kind, e.Hint = "busy", "somebody else changes this node; wait, or end them"
-	case errors.As(err, new(*sideBusyError)):
-		e.Kind, e.Hint = "busy", busyHint
-	case errors.Is(err, rollback.ErrOnTrial):
-		e.Kind, e.Hint = "busy", "the push that made it confirms it, and so does the same push again; `/.ingot/agent confirm` on the node keeps it, a rollback takes it back"
-	case errors.Is(err, errUnchecked):
-		e.Kind = "busy"
-	case errors.Is(err, rollback.ErrNoTrial):
-		e.Kind = "notrial"
-	case errors.Is(err, rollback.ErrInterrupted):
-		e.Kind, e.Hint = "interrupted", "run `/.ingot/agent recover` on the node (a reboot recovers only nodes that ingot installed)"
-	case errors.Is(err, rollback.ErrVolume):
-		e.Hint = "mount it, then run `/.ingot/agent recover` on the node where a switch was interrupted, or push again"
-	case errors.Is(err, rollback.ErrConflict):
-		e.Kind, e.Hint = "conflict", "--keep PATTERN leaves such files as they are, --take PATTERN gives them up; --dry-run lists them"
-	case errors.Is(err, rollback.ErrNoSpace):
-		e.Kind, e.Hint = "space", "make room on the node"
-	case errors.Is(err, rollback.ErrNoGeneration):
-		e.Kind, e.Hint = "notfound", "`/.ingot/agent generations` on the node lists what it keeps"
-	case errors.Is(err, rollback.ErrDamaged), errors.Is(err, rollback.ErrCorrupt):
-		e.Kind, e.Hint = "corrupt", "push the image again: content that the node lost comes from the server"
-	case errors.Is(err, rollback.ErrStale):
-		e.Kind, e.Hint = "busy", "somebody else changed this node meanwhile; look again with --dry-run"
-	case errors.Is(err, rollback.ErrChanged):
-		e.Kind, e.Hint = "changed", "nothing was switched; try again, or stop the program that writes there"
-	}
-	return e
 }
 
 // policyOf reads patterns as the operator and, for what those do not say, the

@@ -126,31 +126,38 @@ func (p *pair) carryOut(ctx context.Context, conn *wire.Conn, plan *rollback.Pla
 	if err := conn.Expect(wire.KindSwitch, nil, nil); err != nil {
 		return err
 	}
-	begun := time.Now()
-	g, err := p.other.Switch(context.WithoutCancel(ctx), plan)
+	done, err := p.write(ctx, conn, plan, req, cur.Number)
 	if err != nil {
-		return err
-	}
-	conn.Send(wire.KindProgress, wire.Progress{Task: "verify"}) // nobody need be there any more
-	if err := p.verified(ctx, plan); err != nil {
-		return err
-	}
-	if err := p.tell(g, cur.Number, window(req), req.NoReboot, asked{Ref: g.Image, By: req.By, Checks: req.Checks}); err != nil {
-		return err
-	}
-	done := wire.Done{Generation: generation(g, g.Number), Notes: some(notes(plan.Notes)), Reused: plan.Reused,
-		SwitchSeconds: time.Since(begun).Seconds(), NextBoot: req.NoReboot, Trial: !req.NoReboot, Sides: sidesNow()}
-	if req.NoReboot {
-		done.Notes = append(done.Notes, "what changes on the node until it starts from there, outside of what both sides share, stays behind")
-	}
-	if err := p.Close(); err != nil {
-		return err
+		return &asBeforeError{err} // the side that runs was not touched
 	}
 	err = conn.Send(wire.KindAnswer, done)
 	if !req.NoReboot {
 		restart()
 	}
 	return err
+}
+
+// write makes the other side what is staged, closes both, and leaves the start
+// from there to the caller.
+func (p *pair) write(ctx context.Context, conn *wire.Conn, plan *rollback.Plan, req wire.Request, from int) (done wire.Done, err error) {
+	begun := time.Now()
+	g, err := p.other.Switch(context.WithoutCancel(ctx), plan)
+	if err != nil {
+		return done, err
+	}
+	conn.Send(wire.KindProgress, wire.Progress{Task: "verify"}) // nobody need be there any more
+	if err := p.verified(ctx, plan); err != nil {
+		return done, err
+	}
+	if err := p.tell(g, from, window(req), req.NoReboot, asked{Ref: g.Image, By: req.By, Checks: req.Checks}); err != nil {
+		return done, err
+	}
+	done = wire.Done{Generation: generation(g, g.Number), Notes: some(notes(plan.Notes)), Reused: plan.Reused,
+		SwitchSeconds: time.Since(begun).Seconds(), NextBoot: req.NoReboot, Trial: !req.NoReboot, Sides: sidesNow()}
+	if req.NoReboot {
+		done.Notes = append(done.Notes, "what changes on the node until it starts from there, outside of what both sides share, stays behind")
+	}
+	return done, p.Close()
 }
 
 // settleSide makes sure that the boot loader starts the side that runs, whatever

@@ -34,23 +34,24 @@ func window(req wire.Request) time.Duration {
 // trial is guarded from before the switch on; what is found to be wrong goes
 // back at once.
 func switchTo(ctx context.Context, conn *wire.Conn, n *rollback.Node, plan *rollback.Plan, req wire.Request) (done wire.Done, err error) {
-	if window := window(req); window > 0 {
-		plan.Try(window, running(ctx, req.Dir)...)
-		if err := startGuard(ctx, req.Dir, plan.Next(), window, req.Units); err != nil {
-			return done, err
-		}
-	}
-	// The last word of a living controller: without it nothing is switched.
+	// The last word of a living controller: without it nothing is switched. It
+	// may take long, as the node is drained first: longer than a guard waits.
 	if err := conn.SendRaw(wire.KindSwitch, nil); err != nil {
 		return done, err // nobody is there any more; the next push goes on with what is staged
 	}
 	if err := conn.Expect(wire.KindSwitch, nil, nil); err != nil {
 		return done, err
 	}
+	if window := window(req); window > 0 {
+		plan.Try(window, running(ctx, req.Dir)...)
+		if err := startGuard(ctx, req.Dir, plan.Next(), window, req.Units); err != nil {
+			return done, &asBeforeError{err}
+		}
+	}
 	start := time.Now()
 	g, err := n.Switch(context.WithoutCancel(ctx), plan)
 	if err != nil {
-		return done, err
+		return done, notSwitched(g, err)
 	}
 	done = wire.Done{Notes: some(notes(plan.Notes)), Reused: plan.Reused, SwitchSeconds: time.Since(start).Seconds()}
 	return done, lookAfter(context.WithoutCancel(ctx), conn, n, g, plan.Changes(), req, &done)

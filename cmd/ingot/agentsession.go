@@ -66,7 +66,7 @@ func (s *agentSession) explain(err error) error {
 	if text := s.proc.Stderr(); text != "" {
 		return fmt.Errorf("the agent ended: %s", text)
 	}
-	return fmt.Errorf("the connection broke: %w", err)
+	return fmt.Errorf("the connection broke: %v", err) // explained: the end of a stream no longer
 }
 
 // address returns the IP address of a node: the static one of its NICs, bonds

@@ -187,7 +187,7 @@ func whatBecame(kept []wire.Generation, t trial, err error) error {
 	case now.Number > t.number && now.Kind == "revert":
 		return &revertedError{reason: now.Reason, now: now.Number}
 	case now.Number < t.number:
-		return fmt.Errorf("the connection broke before its switch: it is still generation %d", now.Number)
+		return &unswitchedError{now.Number}
 	case now.Number > t.number:
 		return fmt.Errorf("somebody else made generation %d of it meanwhile: %s of %s", now.Number, now.Kind, now.Ref)
 	}
@@ -202,4 +202,11 @@ type revertedError struct {
 
 func (e *revertedError) Error() string {
 	return fmt.Sprintf("reverted, as generation %d: %s", e.now, e.reason)
+}
+
+// unswitchedError says that a node has not switched, though it may have been told to.
+type unswitchedError struct{ now int } // generation
+
+func (e *unswitchedError) Error() string {
+	return fmt.Sprintf("the connection broke before its switch: it is still generation %d", e.now)
 }

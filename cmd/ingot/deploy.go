@@ -25,6 +25,7 @@ type deployment struct {
 	plan   plan
 	nodes  []*site.Node // in the order in which they are begun
 	action nodeAction
+	drains *drainage
 	show   *show
 
 	mu     sync.Mutex
@@ -95,6 +96,8 @@ func (d *deployment) carryOut(c *cli.Context, image *release, record func(*hold)
 			return err
 		}
 	}
+	x := &d.plan.Work
+	d.drains = &drainage{p: d.p, w: d.w, verb: x.Kind, off: x.NoDrain || x.DryRun || x.NoReboot, deployment: d.id} // with --no-reboot nothing changes of what runs
 	d.show = d.p.newShow(c, d)
 	defer d.show.screen.end()
 	results, stop := d.run(c.Context)
@@ -239,7 +242,7 @@ func waveFlags() []cli.Flag {
 		&cli.StringFlag{Name: "batch", Usage: "then go on in waves of `N` nodes, or of a part of all, such as 25%", DefaultText: "all that are left"},
 		&cli.IntFlag{Name: "max-failures", Usage: "go on while no more than `N` nodes have failed"},
 		&cli.DurationFlag{Name: "pause", Usage: "wait `TIME` between two waves, such as 5m"},
-		&cli.IntFlag{Name: "parallel", Usage: "do at most `N` nodes at once", Value: defaultParallel},
+		parallelFlag(),
 		&cli.StringFlag{Name: "order", Usage: "begin with the nodes of `NODES`, in this order: @db,@web,n7"},
 	}
 }

@@ -21,7 +21,8 @@ func (p *program) deploymentCommand() *cli.Command {
 			flags:    []cli.Flag{&cli.IntFlag{Name: "last", Usage: "the last `N`; 0: all", Value: 20}, jsonFlag()}, run: p.deploymentList}.command(),
 		verb{name: "show", usage: "show how each node of a deployment ended, and why", args: "ID|last",
 			about: `Shows a deployment node by node: done, unchanged, reverted (why), failed (why, and in which state the
-  node is), interrupted, not tried; and what the health checks found.`,
+  node is), drained (done, but not back in service), interrupted, not tried; what the health checks found;
+  and which nodes are still drained.`,
 			examples: []string{"ingot deployment show 42", "ingot deployment show last"},
 			flags:    []cli.Flag{jsonFlag()}, run: p.deploymentShow}.command(),
 		verb{name: "resume", usage: "go on with a deployment that was interrupted, or has stopped", args: "ID|last",
@@ -73,7 +74,8 @@ type deploymentNode struct {
 	Sent       int64     `json:"sent_bytes"`
 	Reason     string    `json:"reason,omitempty"`
 	Health     []string  `json:"health,omitempty"`
-	Sides      string    `json:"sides,omitempty"` // of a node that has two
+	Sides      string    `json:"sides,omitempty"`   // of a node that has two
+	Drained    bool      `json:"drained,omitempty"` // still, since then
 	Changed    time.Time `json:"changed"`
 }
 
@@ -198,6 +200,9 @@ func (p *program) deploymentShow(c *cli.Context) error {
 		}
 		if n.Sides != "" {
 			fmt.Fprintf(p.Stdout, "\n%s: %s", n.Node, n.Sides)
+		}
+		if n.Drained {
+			fmt.Fprintf(p.Stdout, "\n%s: drained: `ingot undrain %[1]s` takes it back into service", n.Node)
 		}
 	}
 	if len(v.Nodes) > 0 {

@@ -35,7 +35,8 @@ type nodeView struct {
 	Image       string            `json:"image,omitempty"`    // that the node runs
 	Generation  int               `json:"generation,omitempty"`
 	Since       *time.Time        `json:"since,omitempty"`
-	Sides       *wire.Sides       `json:"sides,omitempty"` // of a node that has two
+	Sides       *wire.Sides       `json:"sides,omitempty"`   // of a node that has two
+	Drained     string            `json:"drained,omitempty"` // since when it is out of service, and why
 	Generations []generationView  `json:"generations,omitempty"`
 }
 
@@ -86,6 +87,11 @@ func viewNode(ctx context.Context, w *world, n *site.Node, installs map[string]i
 	if v.Sides, err = w.sidesOfNode(ctx, n.Name); err != nil {
 		return v, err
 	}
+	drained, err := w.state.DrainedNode(ctx, n.Name)
+	if err != nil {
+		return v, err
+	}
+	v.Drained = drainedText(drained)
 	for _, g := range generations {
 		v.Generations = append(v.Generations, generationView{g.Number, g.Kind, g.Ref, g.Image, g.Overlay, absolute(g.Within), g.Mode, g.By, g.Reason, g.Time})
 		if waitingSide(v.Sides, g.Number) {
@@ -280,7 +286,7 @@ func (p *program) printNode(v nodeView, classes string) error {
 		install = strings.TrimSpace(v.state() + " " + v.Armed)
 	}
 	rows := [][]string{{"name", v.Name}, {"classes", orElse(strings.Join(v.Classes, " "), "-")}, {"on the node", classes}, {"address", orElse(v.Address, "-")},
-		{"serial", v.Serial}, {"uuid", v.UUID}, {"installation", install}, {"reason", v.Reason}}
+		{"serial", v.Serial}, {"uuid", v.UUID}, {"installation", install}, {"reason", v.Reason}, {"drained", v.Drained}}
 	if v.Sides != nil {
 		rows = append(rows, []string{"sides", v.Sides.String()})
 	}

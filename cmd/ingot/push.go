@@ -16,7 +16,7 @@ func undoFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "keep", Usage: "keep local changes of paths like `PATTERN`"},
 		&cli.StringSliceFlag{Name: "take", Usage: "give up local changes of paths like `PATTERN`; they stay in the generation"},
 		&cli.BoolFlag{Name: "no-reboot", Usage: "of a node with two sides: it starts from the other one the next time, not now"},
-		bwlimitFlag(), jsonFlag(),
+		noDrainFlag(), bwlimitFlag(), jsonFlag(),
 	}
 }
 
@@ -38,6 +38,10 @@ func (p *program) pushCommand() *cli.Command {
   connection. Where we cannot, since the release broke sshd or the network, the node goes back by
   itself when the time is up. It also goes back when it is booted within that time. Why is recorded:
   ` + "`ingot deployment show`" + ` tells it for each node.
+
+  Where a node's profile has drain: and undrain: (a load balancer, Slurm), a node that has staged
+  everything is taken out of service before its switch, and put back once it is confirmed, or is what
+  it was before. One of which that is not known stays out, and it is said: see ` + "`ingot drain --help`" + `.
 
   With --path only that path of the image, and what is in it, is compared and changed.
 
@@ -61,7 +65,7 @@ func (p *program) rollbackCommand() *cli.Command {
 	return verb{name: "rollback", usage: "take nodes, or a directory, back to an earlier generation", args: "[NODES]",
 		about: `Takes each node back to the generation before, or to --to N, from what the node keeps itself: no
   bytes move, unless an undo copy is damaged: then the content comes from the store. The rollback is a
-  generation of its own, so it can be rolled back too. On the node's console, with no server at all,
+  generation of its own, so it can be rolled back too. Nodes are drained as in a push. On the node's console, with no server at all,
   ` + "`/.ingot/agent rollback`" + ` does the same. With --dir it is a directory that ` + "`ingot push --dir`" + ` has written.`,
 		examples: []string{"ingot rollback n1", "ingot rollback @web", "ingot rollback n1 --to 3", "ingot rollback n1 --dry-run", "ingot rollback --dir /mnt"},
 		flags: append([]cli.Flag{

@@ -7,6 +7,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/urfave/cli/v2"
+
+	"ingot/fleet"
 	"ingot/imager/remote"
 	"ingot/imager/wire"
 	"ingot/inventory"
@@ -16,11 +19,22 @@ import (
 // (a manifest, chunks on their way) and a share of the line.
 const defaultParallel = 8
 
+func parallelFlag() cli.Flag {
+	return &cli.IntFlag{Name: "parallel", Usage: "do at most `N` nodes at once", Value: defaultParallel}
+}
+
+// inPool runs fn for 0 to n-1, begun in order, at most parallel at once; when
+// ctx ends no more are begun.
+func inPool(ctx context.Context, n, parallel int, fn func(i int)) {
+	fleet.Policy{Parallel: parallel}.Run(ctx, make([]int, n), 0, func(i int) fleet.Result { fn(i); return fleet.Done }, func(int, fleet.WaveDone, time.Duration) {})
+}
+
 // The states of an outcome.
 const (
 	stateDone        = "done"
 	stateUnchanged   = "unchanged"
 	statePlanned     = "planned"  // --dry-run
+	stateDrained     = "drained"  // done, or unchanged, but it could not be put back into service
 	stateReverted    = "reverted" // by the node itself, or since it could not be confirmed
 	stateFailed      = "failed"
 	stateUnreachable = "unreachable" // nothing was asked of it
@@ -53,7 +67,7 @@ func (p *program) ending(ctx context.Context, results []outcome) error {
 	var failed []string
 	for _, r := range results {
 		n[r.State]++
-		if r.err != nil && (r.State == stateFailed || r.State == stateReverted || r.State == stateUnreachable) {
+		if r.err != nil && (r.State == stateFailed || r.State == stateReverted || r.State == stateUnreachable || r.State == stateDrained) {
 			failed = append(failed, r.Node)
 		}
 	}
@@ -77,7 +91,7 @@ func (p *program) ending(ctx context.Context, results []outcome) error {
 // tally counts the states, best first.
 func tally(n map[string]int) string {
 	var out []string
-	for _, s := range []string{stateDone, stateUnchanged, statePlanned, stateInterrupted, stateReverted, stateFailed, stateUnreachable, stateNotTried, stateRunning, inventory.NodeWaiting} {
+	for _, s := range []string{stateDone, stateUndrained, stateUnchanged, statePlanned, stateInterrupted, stateDrained, stateReverted, stateFailed, stateUnreachable, stateNotTried, stateRunning, inventory.NodeWaiting} {
 		if n[s] > 0 {
 			out = append(out, fmt.Sprintf("%d %s", n[s], s))
 		}
@@ -105,7 +119,7 @@ func (d *deployment) oneNode(ctx context.Context, i int) (out outcome) {
 	start := time.Now()
 	n := d.nodes[i]
 	out = outcome{Node: n.Name, Wave: d.rows[i].Wave, State: stateDone}
-	j := &nodeJob{node: n, row: d.rows[i], out: &out, bar: d.show.screen.bar(n.Name+": ", i), note: func(plan wire.Plan) error {
+	j := &nodeJob{node: n, row: d.rows[i], out: &out, drains: d.drains, bar: d.show.screen.bar(n.Name+": ", i), note: func(plan wire.Plan) error {
 		if d.plan.Work.DryRun && d.show.json == nil {
 			d.show.screen.answer(itemised(n.Name, plan))
 		}
@@ -145,8 +159,10 @@ func (out *outcome) end(err, gaveUp error, told bool) {
 		out.State, out.Error, out.err = stateInterrupted, err.Error(), ofNode(out.Node, err)
 	default:
 		out.err = ofNode(out.Node, err)
-		out.State = stateFailed
-		if !told && errors.Is(err, remote.ErrReach) {
+		switch out.State = stateFailed; {
+		case errors.As(err, new(*outOfServiceError)):
+			out.State = stateDrained
+		case !told && errors.Is(err, remote.ErrReach):
 			out.State = stateUnreachable
 		}
 		_, out.Hint, _ = diagnose(out.err)

@@ -34,6 +34,7 @@ type work struct {
 	Confirm  time.Duration `json:"confirm"`
 	Full     bool          `json:"checksum,omitempty"`
 	NoReboot bool          `json:"no_reboot,omitempty"`
+	NoDrain  bool          `json:"no_drain,omitempty"`
 
 	DryRun bool   `json:"-"` // such work is not recorded
 	arch   string // of the image's programs; "" is any
@@ -64,7 +65,7 @@ func decodePlan(dep inventory.Deployment) (p plan, err error) {
 // workOf is what the flags of a verb ask for.
 func workOf(c *cli.Context, kind string) work {
 	return work{Kind: kind, Keep: c.StringSlice("keep"), Take: c.StringSlice("take"), Confirm: c.Duration("confirm"), Full: c.Bool("checksum"),
-		NoReboot: c.Bool("no-reboot"), DryRun: c.Bool("dry-run")}
+		NoReboot: c.Bool("no-reboot"), NoDrain: c.Bool("no-drain"), DryRun: c.Bool("dry-run")}
 }
 
 // to reads --to: a generation, or an image.
@@ -109,12 +110,13 @@ func (x *work) String() string {
 
 // nodeJob is one node of a deployment that is being worked at.
 type nodeJob struct {
-	node *site.Node
-	row  inventory.DeploymentNode // as recorded
-	s    *agentSession
-	bar  *bar
-	out  *outcome
-	note func(wire.Plan) error // records what is about to be changed
+	node   *site.Node
+	row    inventory.DeploymentNode // as recorded
+	s      *agentSession
+	bar    *bar
+	out    *outcome
+	note   func(wire.Plan) error // records what is about to be changed
+	drains *drainage
 }
 
 // nodeAction does what is asked of a node.
@@ -146,9 +148,14 @@ func (p *program) pushNode(w *world, x work, image *release) nodeAction {
 				return err
 			}
 		}
-		j.out.Plan, j.out.Done, err = imager.Push(ctx, j.s.conn, req, t.Target, p.talk(ctx, w, j, nil))
-		return p.switched(ctx, w, j, req, t.after, err, inventory.Generation{Ref: req.Ref, Image: t.image.String(),
-			Overlay: req.Overlay.String(), Within: x.Path, Mode: "live", Kind: "push"})
+		talk := p.talk(ctx, w, j, nil)
+		settle, err := j.drains.around(ctx, j, &talk)
+		if err != nil {
+			return err
+		}
+		j.out.Plan, j.out.Done, err = imager.Push(ctx, j.s.conn, req, t.Target, talk)
+		return settle(p.switched(ctx, w, j, req, t.after, err, inventory.Generation{Ref: req.Ref, Image: t.image.String(),
+			Overlay: req.Overlay.String(), Within: x.Path, Mode: "live", Kind: "push"}))
 	}
 }
 
@@ -174,10 +181,15 @@ func (p *program) rollbackNode(w *world, x work) nodeAction {
 		case x.Ref != "":
 			is = func(kept []wire.Generation) error { return runsAlready(kept, x) }
 		}
-		j.out.Plan, j.out.Done, err = imager.Rollback(ctx, j.s.conn, req, &lostSource{w: w, node: j.node}, p.talk(ctx, w, j, is))
+		talk := p.talk(ctx, w, j, is)
+		settle, err := j.drains.around(ctx, j, &talk)
+		if err != nil {
+			return err
+		}
+		j.out.Plan, j.out.Done, err = imager.Rollback(ctx, j.s.conn, req, &lostSource{w: w, node: j.node}, talk)
 		g := j.out.Done.Generation
-		return p.switched(ctx, w, j, req, after, err, inventory.Generation{Ref: g.Ref, Image: g.Image.String(),
-			Overlay: g.Overlay.String(), Within: g.Within, Mode: g.Mode, Kind: "rollback"})
+		return settle(p.switched(ctx, w, j, req, after, err, inventory.Generation{Ref: g.Ref, Image: g.Image.String(),
+			Overlay: g.Overlay.String(), Within: g.Within, Mode: g.Mode, Kind: "rollback"}))
 	}
 }
 

@@ -71,6 +71,8 @@ type Error struct {
 	Kind string `json:"kind"` // busy, conflict, space, corrupt, failed ...
 	Text string `json:"text"`
 	Hint string `json:"hint,omitempty"`
+	// AsBefore says that the node was told to switch, and runs what it ran before.
+	AsBefore bool `json:"as_before,omitempty"`
 }
 
 func (e *Error) Error() string { return e.Text }

@@ -126,6 +126,13 @@ func isPort(s string) error {
 	return nil
 }
 
+// CheckURL says what is wrong with an URL that is to be asked. It may have
+// Address as its host.
+func CheckURL(s string) error {
+	_, err := hostOfURL(s)
+	return err
+}
+
 // hostOfURL returns the host of an URL.
 func hostOfURL(s string) (string, error) {
 	u, err := url.Parse(strings.ReplaceAll(s, Address, stand))
@@ -146,7 +153,7 @@ func hostOfURL(s string) (string, error) {
 	case strings.Count(s, Address) != n:
 		return "", fmt.Errorf("%q: %s stands for the host only", s, Address)
 	case u.User != nil:
-		return "", fmt.Errorf("the URL of %q holds a user or password, which reports would show: use exec", host)
+		return "", fmt.Errorf("the URL of %q holds a user or password, which reports would show: use a command", host)
 	case u.Port() != "" || strings.HasSuffix(u.Host, ":"):
 		return host, isPort(u.Port())
 	}

@@ -91,12 +91,19 @@ func Split(checks []Check, address string) (node, controller []Check) {
 
 // At puts the node's address in the place of Address.
 func (c Check) At(address string) Check {
-	if strings.Contains(address, ":") { // IPv6: RFC 3986, section 3.2.2; a zone as in RFC 6874
-		c.HTTP = strings.ReplaceAll(c.HTTP, Address, "["+strings.ReplaceAll(address, "%", "%25")+"]")
-		c.TCP = strings.ReplaceAll(c.TCP, Address, "["+address+"]")
-		return c
+	c.HTTP = strings.ReplaceAll(c.HTTP, Address, HostInURL(address))
+	if strings.Contains(address, ":") {
+		address = "[" + address + "]"
 	}
-	c.HTTP = strings.ReplaceAll(c.HTTP, Address, address)
 	c.TCP = strings.ReplaceAll(c.TCP, Address, address)
 	return c
+}
+
+// HostInURL is an IP address or a host name as the host of an URL: IPv6 as RFC 3986,
+// section 3.2.2, a zone as RFC 6874 has it.
+func HostInURL(address string) string {
+	if !strings.Contains(address, ":") {
+		return address
+	}
+	return "[" + strings.ReplaceAll(address, "%", "%25") + "]"
 }

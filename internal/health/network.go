@@ -28,48 +28,72 @@ func connect(ctx context.Context, c Check) (string, error) {
 	return "accepts connections", nil
 }
 
-// get says whether an URL answers as it should. No proxy is asked; the response has to be complete, or longer than what is read of it.
+// get says whether an URL answers as it should.
 func get(ctx context.Context, c Check) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.HTTP, nil)
 	if err != nil {
 		return "", err
 	}
 	req.Header.Set("User-Agent", "ingot-check")
-	resp, err := client(c).Do(req)
+	return Ask(req, Answer{Status: c.Status, Insecure: c.Insecure}, io.Discard)
+}
+
+// Answer is what Ask takes for a right answer.
+type Answer struct {
+	Status   int  // 0: any from 200 to 299
+	Insecure bool // any TLS certificate will do
+}
+
+func (a Answer) good(status int) bool {
+	if a.Status != 0 {
+		return status == a.Status
+	}
+	return status >= 200 && status <= 299
+}
+
+// redirects reports whether the answer of a request leads to another one: not
+// where that is what is asked for, nor where the request changes something.
+func (a Answer) redirects(method string) bool {
+	return method == http.MethodGet && (a.Status < 300 || a.Status > 399)
+}
+
+// Ask sends a request and says how it was answered; the error says why that is not
+// right. No proxy is asked; the response has to be complete, or longer than what
+// is read of it, which body gets.
+func Ask(req *http.Request, want Answer, body io.Writer) (said string, err error) {
+	ctx := req.Context()
+	resp, err := client(want, req.Method).Do(req)
 	if err != nil {
 		return "", reason(ctx, err)
 	}
 	defer resp.Body.Close()
-	said := fmt.Sprintf("status %d", resp.StatusCode)
+	said = fmt.Sprintf("status %d", resp.StatusCode)
 	if at := resp.Request.URL; at.String() != req.URL.String() {
 		said += " at " + at.Redacted()
 	}
-	if !good(c, resp.StatusCode) {
-		return "", errors.New(said)
+	good := want.good(resp.StatusCode)
+	if good || body != io.Discard {
+		_, err = io.CopyN(body, resp.Body, maxBody)
 	}
-	if _, err := io.CopyN(io.Discard, resp.Body, maxBody); err != nil && err != io.EOF {
+	switch {
+	case !good:
+		return "", errors.New(said)
+	case err != nil && err != io.EOF:
 		return "", fmt.Errorf("%s, but the response does not end: %w", said, reason(ctx, err))
 	}
 	return said, nil
 }
 
-func good(c Check, status int) bool {
-	if c.Status != 0 {
-		return status == c.Status
-	}
-	return status >= 200 && status <= 299
-}
-
-// client makes one that is used once. A check for a status of redirection looks at the first answer.
-func client(c Check) *http.Client {
+// client makes one that is used once.
+func client(want Answer, method string) *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
 			DialContext: dial, DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: maxHeader,
-			TLSClientConfig: &tls.Config{InsecureSkipVerify: c.Insecure},
+			TLSClientConfig: &tls.Config{InsecureSkipVerify: want.Insecure},
 		},
 		CheckRedirect: func(_ *http.Request, via []*http.Request) error {
 			switch {
-			case c.Status >= 300 && c.Status <= 399:
+			case !want.redirects(method):
 				return http.ErrUseLastResponse
 			case len(via) > maxRedirects:
 				return fmt.Errorf("more than %d redirects", maxRedirects)
