@@ -16,7 +16,7 @@ import (
 )
 
 func (p *program) deploymentCommand() *cli.Command {
-	return noun("deployment", "pushes and rollbacks of nodes, as they were recorded",
+	return noun("deployment", "pushes, rollbacks and repairs of nodes, as they were recorded",
 		verb{name: "list", aliases: []string{"ls"}, usage: "list deployments, newest first",
 			about:    `Lists what was pushed to nodes and taken back, by whom, and how many nodes ended how.`,
 			examples: []string{"ingot deployment list", "ingot deployment list --last 100", "ingot deployment list --json"},
@@ -40,7 +40,7 @@ type record struct {
 
 // begin records a deployment before any node is touched.
 func (p *program) begin(c *cli.Context, w *world, f fleet, nodes []*site.Node) (*record, error) {
-	if c.Bool("dry-run") {
+	if c.Bool("dry-run") || f.look {
 		return &record{}, nil
 	}
 	dep := inventory.Deployment{Kind: f.kind, Ref: f.ref, Image: f.image, By: operator(), Command: strings.Join(p.Args, " ")}

@@ -36,6 +36,7 @@ type nodeView struct {
 	Generation  int               `json:"generation,omitempty"`
 	Since       *time.Time        `json:"since,omitempty"`
 	Sides       *wire.Sides       `json:"sides,omitempty"` // of a node that has two
+	Drift       *driftLook        `json:"drift,omitempty"` // as it was last looked for
 	Generations []generationView  `json:"generations,omitempty"`
 }
 
@@ -84,6 +85,9 @@ func viewNode(ctx context.Context, w *world, n *site.Node, installs map[string]i
 		return v, err
 	}
 	if v.Sides, err = w.sidesOfNode(ctx, n.Name); err != nil {
+		return v, err
+	}
+	if v.Drift, err = w.driftOf(ctx, n.Name); err != nil {
 		return v, err
 	}
 	for _, g := range generations {
@@ -284,6 +288,7 @@ func (p *program) printNode(v nodeView, classes string) error {
 	if v.Sides != nil {
 		rows = append(rows, []string{"sides", v.Sides.String()})
 	}
+	rows = append(rows, []string{"drift", v.drift()})
 	for _, nic := range v.NICs {
 		rows = append(rows, []string{nic.Kind + " " + nic.Name, nic.String()})
 	}

@@ -113,8 +113,8 @@ func (p *program) push(c *cli.Context) error {
 		p.policy(c, &req)
 		t.after.ask(&req)
 		t.Lost = &lostSource{w: w, node: n}
-		if !req.DryRun && within == "" { // who gets a part may not ask for the rest
-			if err := w.give(ctx, n.Name, t.image); err != nil {
+		if !req.DryRun {
+			if err := w.give(ctx, n.Name, t.image, within); err != nil {
 				return err
 			}
 		}

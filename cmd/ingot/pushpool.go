@@ -54,10 +54,11 @@ type outcome struct {
 
 // fleet is what is done to several nodes, for the record.
 type fleet struct {
-	kind  string // push, rollback
+	kind  string // push, rollback, repair
 	ref   string // the image as the operator named it
 	image string // its digest
 	arch  string // of its programs; "" is any
+	look  bool   // it only looks: no deployment, one that fails stops no other, and the caller tells of those that do not
 }
 
 type nodeAction func(ctx context.Context, n *site.Node, s *agentSession, bar *bar, out *outcome) error
@@ -68,24 +69,41 @@ type nodeAction func(ctx context.Context, n *site.Node, s *agentSession, bar *ba
 // nothing, goes on, and is not recorded as a deployment. Nodes of another
 // architecture are refused.
 func (p *program) eachNode(c *cli.Context, w *world, expr string, f fleet, fn nodeAction) error {
+	results, recorded, err := p.onNodes(c, w, expr, f, fn)
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		if err := p.printJSON(results); err != nil {
+			return err
+		}
+	}
+	if err := p.ending(c.Context, results); err != nil {
+		return err
+	}
+	return recorded
+}
+
+// onNodes is eachNode without an answer; recorded is what became of the record.
+func (p *program) onNodes(c *cli.Context, w *world, expr string, f fleet, fn nodeAction) (results []outcome, recorded, err error) {
 	parallel := c.Int("parallel")
 	if parallel < 1 {
-		return usagef("--parallel: want 1 or more, got %d", parallel)
+		return nil, nil, usagef("--parallel: want 1 or more, got %d", parallel)
 	}
 	nodes, err := selectNodes(w.Site, expr)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	if _, err := w.siteKey(); err != nil { // made at first use, once
-		return err
+		return nil, nil, err
 	}
 	record, err := p.begin(c, w, f, nodes)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	screen := p.screen()
 	defer screen.end()
-	results := make([]outcome, len(nodes))
+	results = make([]outcome, len(nodes))
 	for i, n := range nodes {
 		results[i] = outcome{Node: n.Name, State: stateNotTried}
 	}
@@ -96,20 +114,13 @@ func (p *program) eachNode(c *cli.Context, w *world, expr string, f fleet, fn no
 			results[i].State = statePlanned
 		}
 		record.ended(results[i])
-		p.report(c, screen, results[i], len(nodes) == 1)
-		return results[i].err == nil || c.Bool("dry-run")
+		if !f.look || results[i].err != nil {
+			p.report(c, screen, results[i], len(nodes) == 1)
+		}
+		return results[i].err == nil || c.Bool("dry-run") || f.look
 	})
 	screen.end()
-	recorded := record.end(results)
-	if c.Bool("json") {
-		if err := p.printJSON(results); err != nil {
-			return err
-		}
-	}
-	if err := p.ending(c.Context, results); err != nil {
-		return err
-	}
-	return recorded
+	return results, record.end(results), nil
 }
 
 // inPool runs fn for 0 to n-1, begun in order, at most parallel at once. Once
