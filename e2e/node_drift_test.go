@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ingot/imager/wire"
+	"ingot/rollback/sides"
 )
 
 func driftCases() map[string]func(*testing.T, *base) {
@@ -50,7 +51,8 @@ func (r *rig) drift(args ...string) (back, left map[string]string) {
 			back[wire.PathOf(d.Path)] = d.Kind
 		}
 	}
-	if (list[0].State == "differs") != (len(back) > 0) || list[0].Generation != r.last().Number {
+	runs := func(g wire.Generation) bool { return g.Current && g.Number == list[0].Generation }
+	if (list[0].State == "differs") != (len(back) > 0) || !slices.ContainsFunc(r.generations(), runs) {
 		r.t.Errorf("the answer is %s of generation %d, %d paths", list[0].State, list[0].Generation, len(back))
 	}
 	return back, left
@@ -294,6 +296,12 @@ func testDrift(t *testing.T, b *base) {
 	if g := r.last(); g.Kind != "repair" || g.Number != 3 || g.Ref != "web:1" || g.Trial != 0 {
 		t.Errorf("recorded on the node as %+v", g)
 	}
+	if d := r.deployed(); d.State != "done" || d.Was != 2 || d.Generation != 3 {
+		t.Errorf("recorded as %+v", d)
+	}
+	if out := r.must("deployment", "list", "--last", "0").out; !strings.Contains(out, "  repair  ") {
+		t.Errorf("deployment list: %s", out)
+	}
 	same(t, "the repaired node against what it was given", given, root, todays()...)
 	r.drifts("after the repair", nil, "--checksum")
 	r.drifts("after the repair, quick", nil)
@@ -301,10 +309,8 @@ func testDrift(t *testing.T, b *base) {
 	if again := r.mustJSON("repair", r.name, "--checksum"); again.State != "unchanged" || r.last().Number != 3 {
 		t.Errorf("a repair of nothing is %q", again.State)
 	}
-	for verb, word := range map[string]string{"node": "none, looked at 20", "deployment": "repair"} {
-		if out := r.must(verb, "show", map[string]string{"node": r.name, "deployment": "last"}[verb]).out; !strings.Contains(out, word) {
-			t.Errorf("%s show does not say %q: %s", verb, word, out)
-		}
+	if out := r.must("node", "show", r.name).out; !strings.Contains(out, "none, looked at 20") {
+		t.Errorf("node show after the repair: %s", out)
 	}
 	if got := read(t, filepath.Join(root, "var/lib/app/data")); got != "of today\n" {
 		t.Errorf("the repair changed what is the node's own: %q", got)
@@ -348,4 +354,36 @@ func testDriftOfParts(t *testing.T, b *base) {
 	if b, err := os.ReadFile(filepath.Join(r.node.root, "etc/motd")); err != nil || !bytes.Equal(b, []byte("not looked at\n")) {
 		t.Errorf("outside of the part: %q, %v", b, err)
 	}
+}
+
+// The side that runs is compared with what it was given, and what both sides
+// share is not; the other one becomes what this one was given.
+func (r *sidesRig) testRepairOfASide(other string) {
+	r.t.Helper()
+	r.drifts("a side", nil)
+	motd := read(r.t, filepath.Join(r.node.root, "etc/motd"))
+	put(r.t, r.node.root, "etc/motd", "drifted\n")
+	put(r.t, r.node.root, "var/lib/dpkg/added", "x\n")
+	put(r.t, r.node.root, "home/joe/shared", "x\n")
+	want := map[string]string{"etc/motd": "changed", "var/lib/dpkg/added": "added"}
+	r.drifts("a side that drifted", want)
+	r.fails(1, []string{"two sides", "repair all of it"}, "repair", r.name, "--path", "/etc")
+	if out := r.must("repair", r.name, "--dry-run").out; !strings.Contains(out, `replace  "/etc/motd"`) {
+		r.t.Errorf("the dry run of a repair: %s", out)
+	}
+	out := r.mustJSON("repair", r.name, "--no-reboot")
+	if !out.Done.NextBoot || out.Done.Generation.Kind != "repair" || len(out.Plan.Drift) != 2 {
+		r.t.Errorf("the repair says %+v", out.Done)
+	}
+	r.starts(sides.Env{Side: sides.A, Try: sides.B})
+	same(r.t, "the other side", r.base.v1, other, sidesOwn()...)
+	r.drifts("the side that runs", want)
+	r.must("rollback", r.name)
+	r.starts(sides.Env{Side: sides.A})
+	put(r.t, r.node.root, "etc/motd", motd)
+	ok(r.t, os.Remove(filepath.Join(r.node.root, "var/lib/dpkg/added")))
+	if out := r.mustJSON("repair", r.name, "--no-reboot"); out.State != "unchanged" {
+		r.t.Errorf("a repair of nothing: %+v", out.Done)
+	}
+	r.starts(sides.Env{Side: sides.A})
 }
