@@ -334,6 +334,12 @@ func testDriftOfParts(t *testing.T, b *base) {
 	if want := r.name + `: added    "/opt/mine"  file of 5 bytes` + "\n"; !strings.Contains(out, want) {
 		t.Errorf("drift does not say %q: %s", want, out)
 	}
+	nobody := "x" + r.name // whose host key nobody knows
+	r.write(nobody, r.node.addr, 200+r.node.number)
+	if res := r.fails(3, []string{nobody + ": failed"}, "drift", nobody+","+r.name, "--parallel", "1"); !strings.Contains(res.out, r.name+": 2 paths differ from generation 2\n") {
+		t.Errorf("one that cannot be asked stops another: %s", res)
+	}
+	r.unwrite(nobody)
 	r.must("repair", r.name, "--keep", "/opt/mine")
 	if got := read(t, filepath.Join(r.node.root, "opt/same/in-both")) + read(t, filepath.Join(r.node.root, "opt/mine")); got != "same\nmine\n" {
 		t.Errorf("repaired, with a file kept: %q", got)
