@@ -182,6 +182,7 @@ func testSides(t *testing.T, b *base, subvolumes bool) {
 	r.must("rollback", r.name)
 	r.starts(sides.Env{Side: sides.A})
 
+	r.testRepairOfASide(other)
 	put(t, r.node.root, "etc/motd", "ours\n")
 	r.fails(1, []string{"etc/motd"}, "push", "web:2", r.name, "--no-reboot")
 	r.starts(sides.Env{Side: sides.A})

@@ -7,7 +7,7 @@ func TestNode(t *testing.T) {
 	need(t)
 	b := newBase(t)
 	cases := map[string]func(*testing.T, *base){}
-	for _, set := range []map[string]func(*testing.T, *base){sshCases(), pushCases(), cutCases(), trialCases(), archCases(), captureCases(), fidelityCases(), hostileCases(), poolCases(), sidesCases(), drainCases()} {
+	for _, set := range []map[string]func(*testing.T, *base){sshCases(), pushCases(), cutCases(), trialCases(), archCases(), captureCases(), fidelityCases(), hostileCases(), poolCases(), sidesCases(), drainCases(), driftCases()} {
 		for name, fn := range set {
 			cases[name] = fn
 		}

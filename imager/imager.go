@@ -86,7 +86,7 @@ func Push(ctx context.Context, c *wire.Conn, req wire.Request, target Target, ta
 		if err != nil {
 			return nil, err
 		}
-		return chunksOf(m, req.Within), nil
+		return ChunksOf(m, req.Within), nil
 	}), has: sync.OnceValue(func() map[digest.ID]bool {
 		if kept.Runs == nil || target.Base == nil {
 			return nil
@@ -95,7 +95,7 @@ func Push(ctx context.Context, c *wire.Conn, req wire.Request, target Target, ta
 		if base == nil || base.ID() != kept.Runs.Target {
 			return nil
 		}
-		return chunksOf(base, req.Within)
+		return ChunksOf(base, req.Within)
 	})}
 	return carryOut(ctx, c, req, first, talk, func(f wire.Frame) error { return give.answer(ctx, f) })
 }
@@ -187,9 +187,9 @@ func hear(c *wire.Conn, talk Talk) (wire.Kept, error) {
 	return kept, talk.Kept(kept)
 }
 
-// chunksOf are the chunks that a node may ask for: those of its own target,
+// ChunksOf are the chunks that a node may ask for: those of its own target,
 // and of that, what is in within. The store holds other nodes' secrets too.
-func chunksOf(m *manifest.Manifest, within string) map[digest.ID]bool {
+func ChunksOf(m *manifest.Manifest, within string) map[digest.ID]bool {
 	out := map[digest.ID]bool{}
 	for i := range m.Entries {
 		e := &m.Entries[i]
@@ -337,37 +337,6 @@ func (g *giver) read(ctx context.Context, group wire.Group) (like, wanted []byte
 		return out
 	}
 	return join(group.Like), join(group.Wanted), true, nil
-}
-
-// Rollback takes the node back to generation req.To, or to the one before.
-// Chunks that the node lost come from src; those that src lacks are not sent,
-// and the node says what that means.
-func Rollback(ctx context.Context, c *wire.Conn, req wire.Request, src Store, talk Talk) (wire.Plan, wire.Done, error) {
-	req.Verb = wire.VerbRollback
-	if err := c.Send(wire.KindRequest, req); err != nil {
-		return wire.Plan{}, wire.Done{}, err
-	}
-	if _, err := hear(c, talk); err != nil {
-		return wire.Plan{}, wire.Done{}, err
-	}
-	first, err := c.Next(talk.Progress)
-	if err != nil {
-		return wire.Plan{}, wire.Done{}, err
-	}
-	return carryOut(ctx, c, req, first, talk, func(f wire.Frame) error {
-		if f.Kind == wire.KindLike {
-			return fmt.Errorf("rollback: unexpected frame %q from the agent", byte(f.Kind))
-		}
-		ids, err := c.IDs(f)
-		if err != nil {
-			return err
-		}
-		s := c.Stream()
-		if err := fetchLost(ctx, ids, src, s.Add); err != nil {
-			return err
-		}
-		return s.End()
-	})
 }
 
 // Capture receives the tree below req.Dir: chunks that sink lacks cross the

@@ -63,6 +63,7 @@ type rules struct {
 	unknown bool                    // what the target gave is not known
 	only    func(path string) bool  // what is compared; nil: everything
 	part    *part                   // nil: the whole tree
+	again   *again                  // of a comparison with the tree's own record; nil for others
 	vols    volumes                 // file systems that take part; empty: only that of the top
 	aside   map[string]string       // mount points that take no part: why
 	idle    []string                // of these, those that might, were something of the change in them
@@ -113,6 +114,7 @@ func compare(base *index, l *live, target *index, r *rules) *Plan {
 	c.mountPoints()
 	c.absent()
 	c.parents()
+	c.held()
 	c.groups()
 	c.steps()
 	c.plan.assign(r.vols)
@@ -195,7 +197,7 @@ func (c *comparison) decide(w *row) {
 	switch {
 	case w.alone != "":
 		c.leave(w)
-	case w.l != nil && c.rules.part != nil && c.rules.part.above(w.path):
+	case w.l != nil && c.rules.above(w.path):
 		w.keep()
 		w.done, w.doneNow = w.goal, true
 		if w.b != nil {
@@ -205,6 +207,7 @@ func (c *comparison) decide(w *row) {
 		c.keepNow(w, "made by the installation of this node: kept as it is")
 	case c.rules.carried.Match(w.path):
 		c.carry(w)
+	case c.spared(w):
 	case c.rules.never.Match(w.path):
 		c.keepNow(w, "never rolled back: stays as it is")
 	case c.rules.runs(w.path) && w.l != nil && !c.changed(w):
@@ -223,9 +226,33 @@ func (c *comparison) decide(w *row) {
 func (c *comparison) keepNow(w *row, why string) {
 	w.keep()
 	w.done, w.doneNow = w.goal, true
-	if !c.isTarget(w) {
+	switch {
+	case c.isTarget(w):
+	case c.rules.again != nil:
+		c.plan.drift = append(c.plan.drift, c.driftOf(w, why))
+	default:
 		c.note(w.path, why)
 	}
+}
+
+// spared keeps what a repair leaves alone: it is still not what was given.
+func (c *comparison) spared(w *row) bool {
+	if c.rules.again == nil || c.isTarget(w) {
+		return false
+	}
+	why, show := c.rules.stays(w)
+	if why == "" {
+		return false
+	}
+	w.keep()
+	w.done = w.t
+	if c.rules.again.kept[w.path] {
+		c.plan.Generation.Kept = append(c.plan.Generation.Kept, Path(w.path))
+	}
+	if show {
+		c.plan.drift = append(c.plan.drift, c.driftOf(w, why))
+	}
+	return true
 }
 
 // keep makes what is there the goal.
@@ -280,6 +307,13 @@ func (c *comparison) conflict(w *row) {
 		}
 	}
 	c.plan.Conflicts = append(c.plan.Conflicts, k)
+	if c.rules.again != nil {
+		left := ""
+		if k.Action != Take {
+			left = "the policy keeps it"
+		}
+		c.plan.drift = append(c.plan.drift, c.driftOf(w, left))
+	}
 	w.done = w.t
 	switch {
 	case merge != nil:

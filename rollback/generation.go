@@ -35,7 +35,7 @@ type Generation struct {
 	Mode     string    `json:"mode"`                   // live, slots, btrfs
 	When     time.Time `json:"when"`                   // when it was switched to
 	By       string    `json:"by,omitempty"`           // who asked
-	Result   string    `json:"result,omitempty"`       // installed, found, switched, rolled back, reverted
+	Result   string    `json:"result,omitempty"`       // installed, found, switched, rolled back, reverted, repaired
 	Reason   string    `json:"reason,omitempty"`       // reverted: why
 	Trial    *Trial    `json:"trial,omitempty"`        // it counts once it is confirmed; nil: at once
 	Health   []Health  `json:"health,omitempty"`       // what was looked at after the switch
@@ -53,7 +53,8 @@ type Generation struct {
 	Owned    []string  `json:"node_owned,omitempty"`   // the profile's node-owned patterns
 	Never    []string  `json:"never_roll_back,omitempty"`
 
-	Retention Retention `json:"retention,omitzero"` // of what is kept beside it
+	KeptAs    []KeptState `json:"kept_as,omitempty"`  // what is at each of Kept since then
+	Retention Retention   `json:"retention,omitzero"` // of what is kept beside it
 }
 
 // Retention is what a node keeps to go back to: so many generations, pinned

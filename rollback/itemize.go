@@ -28,6 +28,9 @@ func (p *Plan) Changes() []Change {
 	if p.To != 0 {
 		where = fmt.Sprintf("generation %d", p.To)
 	}
+	if p.Repair {
+		where = fmt.Sprintf("generation %d", p.Base)
+	}
 	var out []Change
 	for i := range p.Steps {
 		s := &p.Steps[i]

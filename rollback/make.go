@@ -114,6 +114,13 @@ func (n *Node) compareTo(ctx context.Context, t Target, why use) (*Plan, error) 
 	p.Generation = Generation{Image: t.Image, ImageID: t.ImageID, Overlay: t.Overlay, Mode: t.Mode,
 		Within: Path(t.Within), Exact: t.Exact, Covers: known.with(top),
 		By: t.By, Result: "switched", Derived: g.Derived, Kept: kept, Local: local, Owned: t.NodeOwned.Strings(), Never: t.Never.Strings(), Retention: n.retention(&g)}
+	var looks func(string) bool
+	if r.part != nil {
+		looks = func(path string) bool { return r.part.has(path) && !r.part.above(path) }
+	}
+	if err := n.noteKept(p, l, &g, looks); err != nil {
+		return nil, err
+	}
 	switch {
 	case t.Within == "":
 		p.target = t.Manifest
@@ -288,7 +295,10 @@ func (n *Node) planBack(ctx context.Context, g, dest Generation, base, target *i
 	p.Generation.Trial, p.Generation.Health, p.Generation.Reason = nil, nil, ""
 	p.Generation.Covers, p.Generation.Never, p.Generation.Retention = g.Covers, g.Never, n.retention(&g)
 	p.Generation.Before = nil
-	if p.Generation.Local, err = n.localIn(dest, g.Number, never); err != nil {
+	if p.Generation.Local, err = n.localIn(dest, g.Number, never); err == nil {
+		err = n.noteKept(p, l, &g, func(path string) bool { return sc.paths[path] || sc.within(path) })
+	}
+	if err != nil {
 		return nil, fmt.Errorf("plan rollback: %w", err)
 	}
 	p.Generation.Of, p.Generation.To, p.Generation.Result = g.Number, dest.Number, "rolled back"

@@ -122,6 +122,12 @@ func (p *part) above(path string) bool {
 	return path == "." && p.top != "." || under(p.top, path)
 }
 
+// above reports whether path is a directory that what is looked at is in: it
+// stays as it is.
+func (r *rules) above(path string) bool {
+	return r.part != nil && r.part.above(path) || r.again != nil && r.again.above(path)
+}
+
 // reached refuses a part that is on a file system which a switch does not
 // reach. It accepts no part.
 func (p *part) reached(l *live, r *rules) error {

@@ -184,6 +184,8 @@ type Plan struct {
 	To         int        // rollback: the generation to go back to; otherwise 0
 	Generation Generation // what will be recorded; Number and When are set by Switch
 
+	Repair bool // the tree is to become again what the generation Base was given
+
 	Here bool // of a plan for the other side: the one that runs is what was asked for already
 
 	Steps     []Step
@@ -198,6 +200,8 @@ type Plan struct {
 	Inodes    int64       // of inodes that staging takes
 	Damaged   []Note      // undo copies that are not what they were; their chunks are in Need
 
+	drift  []Drift            // of a repair
+	waits  error              // why it has to wait, with all else in order; nil: nothing
 	shown  []Change           // what a person is shown instead of the steps
 	vols   volumes            // the top's and those that steps are on
 	room   []room             // what staging takes of each
@@ -245,7 +249,7 @@ func (p *Plan) Err() error {
 	if len(open) > 0 {
 		errs = append(errs, &ConflictError{Conflicts: open})
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, p.waits)...)
 }
 
 // ConflictError lists local changes that no policy decided. errors.Is(err, ErrConflict).

@@ -77,6 +77,7 @@ func (n *Node) onto(ctx context.Context, here *Plan, other *Node, full bool) (*P
 		return nil, err
 	}
 	p.Conflicts, p.Blocked, p.Notes = here.Conflicts, append(here.Blocked, p.Blocked...), here.Notes
+	p.Repair, p.drift = here.Repair, here.drift
 	p.Generation, p.target, p.goal, p.made = here.Generation, here.target, goal, here.made
 	p.Generation.Before = nil // of this tree; the plan's own is that of the other one
 	p.to, p.Here = max(here.Base, p.Base)+1, here.Empty()

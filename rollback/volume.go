@@ -146,6 +146,8 @@ func (c *census) take(top volume, mounts []mountPoint) {
 		case m.why != "":
 		case c.outside(at):
 			m.why = "it is in what takes no part itself"
+		case r.again != nil && !c.recorded(m.At):
+			m.why = fmt.Sprintf("it was not there when generation %d was made", c.g.Number)
 		case !c.wanted(at):
 			m.why = "neither the target nor the record has anything in it"
 			r.idle = append(r.idle, at)
@@ -171,15 +173,17 @@ func (c *census) wanted(at string) bool {
 	return c.wants(c.target, at) || !c.g.found() && c.wants(c.base, at)
 }
 
+// recorded reports whether the record is of a file system at a mount point.
+func (c *census) recorded(at Path) bool {
+	return slices.ContainsFunc(c.g.Volumes, func(v Volume) bool { return v.At == at })
+}
+
 // twin says where else the file system of m is in the tree, when that is where
 // it takes part: the record's place wins, then the first one.
 func (c *census) twin(m mountPoint, top volume, mounts []mountPoint) string {
-	recorded := func(at Path) bool {
-		return slices.ContainsFunc(c.g.Volumes, func(v Volume) bool { return v.At == at })
-	}
 	at := m.At
 	for _, x := range mounts {
-		if x.dev == m.dev && x.why == "" && c.wanted(string(x.At)) && !recorded(at) && (recorded(x.At) || order(string(x.At), string(at)) < 0) {
+		if x.dev == m.dev && x.why == "" && c.wanted(string(x.At)) && !c.recorded(at) && (c.recorded(x.At) || order(string(x.At), string(at)) < 0) {
 			at = x.At
 		}
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,10 +10,6 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"slices"
-	"strconv"
-	"strings"
-	"text/tabwriter"
-	"time"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
@@ -92,6 +87,10 @@ func serve(ctx context.Context, conn *wire.Conn, req wire.Request) error {
 			return backSide(ctx, conn, conf, req)
 		}
 		return withNode(req.Dir, func(n *rollback.Node) error { return goBack(ctx, conn, n, req) })
+	case wire.VerbDrift:
+		return drift(ctx, conn, req)
+	case wire.VerbRepair:
+		return repair(ctx, conn, req)
 	case wire.VerbConfirm:
 		return confirm(ctx, conn, req)
 	case wire.VerbCapture:
@@ -230,7 +229,7 @@ func carryOut(ctx context.Context, conn *wire.Conn, n *rollback.Node, plan *roll
 		}
 		n.Remember(plan)
 		done := wire.Done{Generation: generation(cur, cur.Number), Unchanged: true}
-		if cur.OnTrial() { // whoever switched was lost on the way
+		if cur.OnTrial() && !plan.Repair { // whoever switched was lost on the way
 			if err := lookAfter(ctx, conn, n, cur, nil, req, &done); err != nil {
 				return err
 			}
@@ -257,10 +256,14 @@ func damaged(p *rollback.Plan, err error) error {
 	if !errors.As(err, &unsent) {
 		return err
 	}
+	why := "the undo copy is not what it was, and the store has no other"
+	if p.Repair {
+		why = "what it was given is not on the node, and the store does not have it any more (--keep leaves such a file as it is)"
+	}
 	var lost []rollback.Note
 	for _, s := range p.Steps {
 		if s.New != nil && slices.ContainsFunc(s.New.Chunks, func(c entry.Chunk) bool { return unsent.IDs[c.ID] }) {
-			lost = append(lost, rollback.Note{Path: s.Path, Why: "the undo copy is not what it was, and the store has no other"})
+			lost = append(lost, rollback.Note{Path: s.Path, Why: why})
 		}
 	}
 	if len(lost) == 0 {
@@ -283,7 +286,13 @@ func summary(p *rollback.Plan) wire.Plan {
 	for _, c := range p.Changes() {
 		out.Changes = append(out.Changes, wire.Change{Path: c.Path, Kind: c.Kind.String(), Why: c.Why, OldSize: c.OldSize, NewSize: c.NewSize})
 	}
+	for _, d := range p.Drift() {
+		out.Drift = append(out.Drift, wire.Drift{Path: wire.PathText(d.Path), Kind: string(d.Kind), Why: d.Why, Left: d.Left})
+	}
 	for _, c := range p.Conflicts {
+		if p.Repair {
+			break // all of them are drift, and decided
+		}
 		out.Conflicts = append(out.Conflicts, wire.Change{Path: c.Path, Kind: string(c.Kind), Why: c.Does()})
 	}
 	return out
@@ -295,75 +304,6 @@ func notes(list []rollback.Note) []string {
 		out = append(out, n.String())
 	}
 	return out
-}
-
-func generation(g rollback.Generation, current int) wire.Generation {
-	kind := "push"
-	switch {
-	case g.Reason != "":
-		kind = "revert"
-	case g.To != 0:
-		kind = "rollback"
-	case g.Result == "installed":
-		kind = "install"
-	case g.Result == "found":
-		kind = "found"
-	}
-	var trial int64
-	if g.OnTrial() {
-		trial = g.Trial.Until.Unix()
-	}
-	return wire.Generation{Number: g.Number, Trial: trial, Reason: g.Reason, Kind: kind, Ref: g.Image, Image: g.ImageID, Overlay: g.Overlay, Within: string(g.Within), Mode: g.Mode, By: g.By,
-		Time: g.When.Unix(), Current: g.Number == current, Pinned: g.Pinned}
-}
-
-func generations(n *rollback.Node) ([]wire.Generation, error) {
-	list, err := n.Generations()
-	if err != nil {
-		return nil, err
-	}
-	out := []wire.Generation{}
-	for _, g := range list {
-		out = append(out, generation(g, list[len(list)-1].Number))
-	}
-	return out, nil
-}
-
-func listGenerations(c *cli.Context) error {
-	return withNode(c.String("dir"), func(n *rollback.Node) error {
-		list, err := allGenerations(n)
-		if err != nil {
-			return err
-		}
-		if c.Bool("json") {
-			return json.NewEncoder(c.App.Writer).Encode(list)
-		}
-		w := tabwriter.NewWriter(c.App.Writer, 0, 4, 2, ' ', 0)
-		fmt.Fprintln(w, "GENERATION\tKIND\tIMAGE\tDIGEST\tWHEN\tBY\tNOTE")
-		for _, g := range list {
-			mark := ""
-			if g.Current {
-				mark = " *"
-			}
-			if g.Pinned {
-				mark += " pinned"
-			}
-			if g.Trial != 0 {
-				mark += " on trial until " + time.Unix(g.Trial, 0).Format(time.TimeOnly)
-			}
-			ref := g.Ref
-			if g.Within != "" {
-				ref = fmt.Sprintf("%q of %s", "/"+g.Within, g.Ref)
-			}
-			fmt.Fprintf(w, "%d%s\t%s\t%s\t%s\t%s\t%s\t%s\n", g.Number, mark, g.Kind, ref, g.Image.Short(), time.Unix(g.Time, 0).Format(time.DateTime), g.By, g.Reason)
-		}
-		if c.String("dir") == "/" {
-			if s := sidesNow(); s != nil {
-				fmt.Fprintf(w, "\n%s\n", s)
-			}
-		}
-		return w.Flush()
-	})
 }
 
 func rollbackHere(c *cli.Context) error {
@@ -403,30 +343,6 @@ func rollbackHere(c *cli.Context) error {
 			return err
 		}
 		fmt.Fprintf(c.App.Writer, "rolled back: generation %d is %s again, %d changes\n", g.Number, g.Image, len(s.Changes))
-		return nil
-	})
-}
-
-// pinHere keeps a generation from being retired, or no longer.
-func pinHere(c *cli.Context) error {
-	args := c.Args().Slice()
-	unpin := c.Bool("unpin") || len(args) == 2 && args[1] == "--unpin" // options end at the first argument
-	if unpin && len(args) == 2 {
-		args = args[:1]
-	}
-	num, err := strconv.Atoi(strings.Join(args, " "))
-	if err != nil || num < 1 {
-		return usageError{fmt.Sprintf("pin wants the number of one generation, got %q", args)}
-	}
-	return withNode(c.String("dir"), func(n *rollback.Node) error {
-		if err := n.Pin(num, !unpin); err != nil {
-			return err
-		}
-		state := "kept until it is unpinned"
-		if unpin {
-			state = "no longer pinned"
-		}
-		fmt.Fprintf(c.App.Writer, "generation %d is %s\n", num, state)
 		return nil
 	})
 }

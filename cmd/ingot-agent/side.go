@@ -105,7 +105,7 @@ func (p *pair) carryOut(ctx context.Context, conn *wire.Conn, plan *rollback.Pla
 	if agreed, err := shown(conn, plan, s, req); !agreed {
 		return err
 	}
-	if plan.Here && req.Verb == wire.VerbPush {
+	if plan.Here && req.Verb != wire.VerbRollback {
 		return conn.Send(wire.KindAnswer, wire.Done{Generation: generation(cur, cur.Number), Unchanged: true})
 	}
 	if err := conn.Send(wire.KindProgress, wire.Progress{Task: "stage", Total: plan.NeedBytes}); err != nil {

@@ -24,7 +24,7 @@ func window(req wire.Request) time.Duration {
 	switch {
 	case req.Confirm > 0:
 		return req.Confirm + health.Budget(req.Checks)
-	case req.Verb == wire.VerbPush && len(req.Checks) > 0:
+	case req.Verb != wire.VerbRollback && len(req.Checks) > 0:
 		return health.Budget(req.Checks) + guardIdle
 	}
 	return 0

@@ -71,7 +71,7 @@ func (p *program) app() *cli.App {
 			p.initCommand(), p.checkCommand(), p.serveCommand(),
 			p.nodeCommand(), p.classCommand(),
 			p.installerCommand(), p.imageCommand(),
-			p.pushCommand(), p.rollbackCommand(), p.deploymentCommand(), p.drainCommand(), p.undrainCommand(),
+			p.pushCommand(), p.rollbackCommand(), p.deploymentCommand(), p.drainCommand(), p.undrainCommand(), p.driftCommand(), p.repairCommand(),
 			p.labCommand(),
 		},
 		Action: func(c *cli.Context) error {

@@ -354,7 +354,7 @@ func (b *boots) Installed(ctx context.Context, in inventory.Install, end install
 			mode = r.Profile.Update
 		}
 	}
-	if err := b.w.state.SetFact(ctx, in.Node, factGiven, ""); err != nil { // nothing of it is left on the disk
+	if err := errors.Join(b.w.state.SetFact(ctx, in.Node, factGiven, ""), b.w.state.SetFact(ctx, in.Node, factParts, "")); err != nil { // nothing of it is left on the disk
 		return err
 	}
 	err := b.w.state.AddGeneration(ctx, inventory.Generation{Node: in.Node, Number: 1, Ref: in.Ref, Image: in.Image, Overlay: end.Overlay, Mode: mode, Kind: "install", By: in.By})

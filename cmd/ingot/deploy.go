@@ -56,6 +56,30 @@ func (p *program) deploy(c *cli.Context, w *world, expr string, x work, image *r
 	return d.carryOut(c, image, func(h *hold) (int64, error) { return d.begin(c.Context, h) })
 }
 
+// look asks each node of an expression something that changes nothing; one
+// that cannot be asked stops no other.
+func (p *program) look(c *cli.Context, w *world, expr string, x work) ([]outcome, error) {
+	policy := fleet.Policy{Parallel: c.Int("parallel")}
+	if err := policy.Check(); err != nil {
+		return nil, usageError{err.Error()}
+	}
+	nodes, err := selectNodes(w.Site, expr)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := w.siteKey(); err != nil {
+		return nil, err
+	}
+	d := &deployment{p: p, w: w, plan: plan{Work: x, Policy: policy}, nodes: nodes, rows: make([]inventory.DeploymentNode, len(nodes))}
+	if d.action, err = p.action(w, x, nil); err != nil {
+		return nil, err
+	}
+	d.show = &show{p: p, screen: p.screen(), only: len(nodes) == 1, quiet: true}
+	defer d.show.screen.end()
+	results, _ := d.run(c.Context)
+	return results, nil
+}
+
 // ordered puts the nodes that an expression names first, in its order.
 func ordered(s *site.Site, nodes []*site.Node, expr string) ([]*site.Node, error) {
 	if expr == "" {
@@ -136,7 +160,7 @@ func (d *deployment) run(ctx context.Context) ([]outcome, fleet.Stop) {
 	}
 	d.show.begin(d)
 	policy := d.plan.Policy
-	if d.plan.Work.DryRun { // nothing is spread
+	if d.plan.Work.DryRun || d.plan.Work.look { // nothing is spread
 		policy.MaxFailures, policy.Canary, policy.Pause = len(d.nodes), 0, 0
 		clear(waves)
 	}

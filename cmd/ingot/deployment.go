@@ -14,7 +14,7 @@ import (
 )
 
 func (p *program) deploymentCommand() *cli.Command {
-	return noun("deployment", "pushes and rollbacks of nodes, as they were recorded",
+	return noun("deployment", "pushes, rollbacks and repairs of nodes, as they were recorded",
 		verb{name: "list", aliases: []string{"ls"}, usage: "list deployments, newest first",
 			about:    `Lists what was pushed to nodes and taken back, by whom, and how many nodes ended how.`,
 			examples: []string{"ingot deployment list", "ingot deployment list --last 100", "ingot deployment list --json"},

@@ -2,14 +2,15 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
 
 	"ingot/imager"
-	"ingot/imager/store"
 	"ingot/imager/wire"
 	"ingot/internal/digest"
 	"ingot/inventory"
@@ -105,20 +106,58 @@ func (w *world) given(ctx context.Context, node string) ([]string, error) {
 	return strings.Fields(text), nil
 }
 
-// give records that a node is about to get an image.
-func (w *world) give(ctx context.Context, node string, image digest.ID) error {
+// factParts is the record of the parts of images that were pushed to a node, in
+// JSON: it may not ask for the rest of these.
+const factParts = "parts given"
+
+// givenPart is a path of an image, from its top.
+type givenPart struct {
+	Image digest.ID `json:"image"`
+	Path  string    `json:"path"`
+}
+
+func (w *world) parts(ctx context.Context, node string) (list []givenPart, err error) {
+	text, err := w.state.Fact(ctx, node, factParts)
+	if errors.Is(err, inventory.ErrNotFound) || err == nil && text == "" {
+		return nil, nil
+	}
+	if err == nil {
+		err = json.Unmarshal([]byte(text), &list)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("node %q: parts given: %w", node, err)
+	}
+	return list, nil
+}
+
+// give records that a node is about to get an image, or a path of it.
+func (w *world) give(ctx context.Context, node string, image digest.ID, within string) error {
+	const most = 30
+	if within != "" {
+		list, err := w.parts(ctx, node)
+		if err != nil {
+			return err
+		}
+		part := givenPart{image, within}
+		list = append(slices.DeleteFunc(list, func(p givenPart) bool { return p == part }), part)
+		b, err := json.Marshal(list[max(0, len(list)-most):])
+		if err != nil {
+			return err
+		}
+		return w.state.SetFact(ctx, node, factParts, string(b))
+	}
 	list, err := w.given(ctx, node)
 	if err != nil {
 		return err
 	}
 	list = slices.DeleteFunc(list, func(s string) bool { return s == image.String() })
 	list = append(list, image.String())
-	const most = 30
 	return w.state.SetFact(ctx, node, factGiven, strings.Join(list[max(0, len(list)-most):], " "))
 }
 
 // lostSource has what a node that lost content may have again: the chunks of
-// the images that were given to it, and of its overlay as it is now.
+// the images that were given to it, of which perhaps only a path was, and of its
+// overlay as it is now.
 type lostSource struct {
 	w    *world
 	node *site.Node
@@ -179,11 +218,19 @@ func (l *lostSource) look(ctx context.Context) error {
 	} else if !errors.Is(err, inventory.ErrNotFound) {
 		return err
 	}
+	parts, err := l.w.parts(ctx, l.node.Name)
+	if err != nil {
+		return err
+	}
 	for _, text := range list {
 		id, err := digest.Parse(text)
 		if err != nil {
 			return fmt.Errorf("node %q: images given: %w", l.node.Name, err)
 		}
+		parts = append(parts, givenPart{Image: id})
+	}
+	for _, part := range parts {
+		id := part.Image
 		m, err := l.w.images.Manifest(ctx, id)
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -192,9 +239,7 @@ func (l *lostSource) look(ctx context.Context) error {
 			l.gone = true // removed, or damaged: it has nothing to give
 			continue
 		}
-		for _, c := range store.Chunks(m) {
-			l.all[c] = true
-		}
+		maps.Copy(l.all, imager.ChunksOf(m, part.Path))
 		if l.own == nil {
 			l.overlay(ctx, id)
 		}

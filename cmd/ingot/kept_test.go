@@ -64,7 +64,7 @@ func TestLearnRetires(t *testing.T) {
 		list = append(list, wire.Generation{Number: i + 1, Kind: "push", Image: id(s)})
 	}
 	for _, s := range []string{"a", "b", "c", "d"} {
-		if err := w.give(ctx, "n1", id(s)); err != nil {
+		if err := w.give(ctx, "n1", id(s), ""); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -122,7 +122,7 @@ func TestLostSource(t *testing.T) {
 	_, others := storedImage(t, w.images, "another's secret")
 	n := &site.Node{Name: "n1"}
 	for range 40 { // again and again
-		if err := w.give(ctx, "n1", theirs); err != nil {
+		if err := w.give(ctx, "n1", theirs, ""); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -135,6 +135,17 @@ func TestLostSource(t *testing.T) {
 	err = src.Fetch(ctx, []digest.ID{theirChunk}, func(_ digest.ID, b []byte) error { got = string(b); return nil })
 	if err != nil || got != "given to the node" {
 		t.Errorf("Fetch = %q, %v", got, err)
+	}
+	both, first := storedImage(t, w.images, "not in the part", "in the part")
+	for range 2 {
+		if err := w.give(ctx, "n1", both, "x1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	second := digest.Of([]byte("in the part"))
+	missing, err = (&lostSource{w: w, node: n}).Missing(ctx, []digest.ID{theirChunk, first, second})
+	if err != nil || !slices.Equal(missing, []digest.ID{first}) {
+		t.Errorf("of a part: Missing = %v, %v, want what is not in it", missing, err)
 	}
 	cancelled, cancel := context.WithCancel(ctx)
 	cancel()

@@ -37,6 +37,7 @@ type nodeView struct {
 	Since       *time.Time        `json:"since,omitempty"`
 	Sides       *wire.Sides       `json:"sides,omitempty"`   // of a node that has two
 	Drained     string            `json:"drained,omitempty"` // since when it is out of service, and why
+	Drift       *driftLook        `json:"drift,omitempty"`   // as it was last looked for
 	Generations []generationView  `json:"generations,omitempty"`
 }
 
@@ -92,6 +93,9 @@ func viewNode(ctx context.Context, w *world, n *site.Node, installs map[string]i
 		return v, err
 	}
 	v.Drained = drainedText(drained)
+	if v.Drift, err = w.driftOf(ctx, n.Name); err != nil {
+		return v, err
+	}
 	for _, g := range generations {
 		v.Generations = append(v.Generations, generationView{g.Number, g.Kind, g.Ref, g.Image, g.Overlay, absolute(g.Within), g.Mode, g.By, g.Reason, g.Time})
 		if waitingSide(v.Sides, g.Number) {
@@ -290,6 +294,7 @@ func (p *program) printNode(v nodeView, classes string) error {
 	if v.Sides != nil {
 		rows = append(rows, []string{"sides", v.Sides.String()})
 	}
+	rows = append(rows, []string{"drift", v.drift()})
 	for _, nic := range v.NICs {
 		rows = append(rows, []string{nic.Kind + " " + nic.Name, nic.String()})
 	}

@@ -20,6 +20,11 @@ func itemised(who string, plan wire.Plan) string {
 	for _, ch := range plan.Conflicts {
 		fmt.Fprintf(&b, "%s: conflict %q: %s on the node: %s\n", who, "/"+ch.Path, ch.Kind, ch.Why)
 	}
+	for _, d := range plan.Drift {
+		if d.Left != "" {
+			fmt.Fprintf(&b, "%s: left     %q  %s: %s\n", who, "/"+wire.PathOf(d.Path), d.Kind, d.Left)
+		}
+	}
 	for _, text := range folded(plan.Notes) {
 		fmt.Fprintf(&b, "%s: note     %s\n", who, text)
 	}

@@ -22,6 +22,7 @@ type show struct {
 	dry    bool
 	only   bool // one node: its error is left for the end
 	canary bool
+	quiet  bool // what goes well is told by somebody else
 }
 
 // lines writes values as lines of JSON.
@@ -75,13 +76,16 @@ func (s *show) begin(d *deployment) {
 		}{event{"deployment", d.id, time.Now()}, d.plan.Work.String(), len(d.nodes), d.rows[len(d.rows)-1].Wave + 1})
 		return
 	}
-	if !s.only {
+	if !s.only && !s.quiet {
 		s.screen.say("%s", d.summary())
 	}
 }
 
 // node says how one fared, as soon as it is known.
 func (s *show) node(out outcome) {
+	if s.quiet && out.err == nil {
+		return
+	}
 	s.p.report(s.screen, out, reporting{json: s.json != nil, dry: s.dry, only: s.only})
 	if s.json != nil {
 		s.json.put(nodeEvent{"node", out})
@@ -107,7 +111,7 @@ func (s *show) wave(d *deployment, wave int, done fleet.WaveDone, wait time.Dura
 		return
 	}
 	last := d.rows[len(d.rows)-1].Wave
-	if last == 0 || s.dry {
+	if last == 0 || s.dry || s.quiet {
 		return
 	}
 	name := fmt.Sprintf("wave %d of %d", wave+1, last+1)

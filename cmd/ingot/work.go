@@ -22,11 +22,11 @@ import (
 // work is what a deployment asks of each of its nodes. It is part of the
 // record, so that another process can go on with it.
 type work struct {
-	Kind  string    `json:"kind"`             // push, rollback
+	Kind  string    `json:"kind"`             // push, rollback, repair
 	Ref   string    `json:"ref,omitempty"`    // push: the image as the operator named it; rollback: to the newest generation of it
 	Image digest.ID `json:"image,omitzero"`   // of its manifest; of a rollback zero where the store does not know the name
 	To    int       `json:"to,omitempty"`     // rollback: the generation; 0: the one before, unless Ref is set
-	Path  string    `json:"path,omitempty"`   // push: that alone
+	Path  string    `json:"path,omitempty"`   // push, repair: that alone
 	Undo  int64     `json:"undoes,omitempty"` // rollback: of what this deployment made
 
 	Keep     []string      `json:"keep,omitempty"`
@@ -37,6 +37,7 @@ type work struct {
 	NoDrain  bool          `json:"no_drain,omitempty"`
 
 	DryRun bool   `json:"-"` // such work is not recorded
+	look   bool   // nothing is to be changed, nor recorded; who asks tells
 	arch   string // of the image's programs; "" is any
 }
 
@@ -129,6 +130,10 @@ func (p *program) action(w *world, x work, image *release) (nodeAction, error) {
 		return p.pushNode(w, x, image), nil
 	case "rollback":
 		return p.rollbackNode(w, x), nil
+	case "repair":
+		return p.repairNode(w, x), nil
+	case "drift":
+		return p.driftNode(w, x), nil
 	}
 	return nil, fmt.Errorf("%q is nothing that this ingot does to nodes", x.Kind)
 }
@@ -143,8 +148,8 @@ func (p *program) pushNode(w *world, x work, image *release) nodeAction {
 		req.Ref, req.Image, req.Overlay, req.NodeOwned, req.Laid, req.Within = t.ref, t.image, t.overlay, t.nodeOwned, t.laid, x.Path
 		t.after.ask(&req)
 		t.Lost = &lostSource{w: w, node: j.node}
-		if !req.DryRun && x.Path == "" { // who gets a part may not ask for the rest
-			if err := w.give(ctx, j.node.Name, t.image); err != nil {
+		if !req.DryRun {
+			if err := w.give(ctx, j.node.Name, t.image, x.Path); err != nil {
 				return err
 			}
 		}

@@ -96,7 +96,7 @@ func (o ordeal) carry(s site, f steps.Fault) (result, steps.Result) {
 }
 
 // stride is how many steps the short form goes on by: it kills at every step,
-// where it is brief at every second, and has the other mishaps at every fourth.
+// where it is brief at every second, and has the other mishaps at every eighth.
 func stride(name string, brief bool) int {
 	switch {
 	case campaign(), name == "killed" && !brief:
@@ -104,7 +104,7 @@ func stride(name string, brief bool) int {
 	case name == "killed":
 		return 2
 	}
-	return 4
+	return 8
 }
 
 // run breaks every step in every way; but see stride.

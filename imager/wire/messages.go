@@ -3,7 +3,10 @@ package wire
 import (
 	"encoding/json"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"ingot/internal/digest"
 	"ingot/internal/health"
@@ -14,11 +17,13 @@ import (
 type Verb string
 
 // The verbs. Each is one exchange over one stream; docs/ARCHITECTURE.md draws
-// them. Pushes and rollbacks are answered with Kept and then, as a blob, the
+// them. Pushes, rollbacks and repairs are answered with Kept and then, as a blob, the
 // Plan.
 const (
 	VerbPush     Verb = "push"     // the target's manifest follows only where the agent does not have it
 	VerbRollback Verb = "rollback" // needs no bytes from us, unless undo copies are damaged
+	VerbDrift    Verb = "drift"    // ends with the plan
+	VerbRepair   Verb = "repair"   // as a rollback: chunks that the node lost come from what it was given
 	VerbConfirm  Verb = "confirm"  // a generation on trial counts, or goes back
 	VerbCapture  Verb = "capture"  // chunks and then the manifest come back
 )
@@ -127,13 +132,14 @@ type Base struct {
 	Delta bool `json:"delta"`
 }
 
-// Plan is what a push or a rollback would do to the node.
+// Plan is what a push, a rollback or a repair would do to the node.
 type Plan struct {
 	Changes   []Change `json:"changes"`
 	Notes     []string `json:"notes,omitempty"` // what is left alone, and why
 	Conflicts []Change `json:"conflicts,omitempty"`
-	Need      int      `json:"need"`       // chunks to send
-	NeedBytes int64    `json:"need_bytes"` // before compression
+	Drift     []Drift  `json:"drift,omitempty"` // of a repair: what is not what was given
+	Need      int      `json:"need"`            // chunks to send
+	NeedBytes int64    `json:"need_bytes"`      // before compression
 	// LocalBytes of what is to be staged are on the node already.
 	LocalBytes int64  `json:"local_bytes"`
 	From       int    `json:"from"`              // generation that runs now
@@ -193,6 +199,30 @@ func (c *Conn) largeAfter(first Frame, v any, what string, most int, progress fu
 	return nil
 }
 
+// Drift is a path that is not what the node was given.
+type Drift struct {
+	Path string `json:"path"`           // see PathText
+	Kind string `json:"kind"`           // such as "changed", "added"
+	Why  string `json:"why"`            // what differs: from what it was given to what is there
+	Left string `json:"left,omitempty"` // why a repair leaves it as it is; "": it puts it back
+}
+
+// PathText is a path in JSON: as it is, or quoted as in Go when it is not UTF-8.
+func PathText(path string) string {
+	if utf8.ValidString(path) && !strings.HasPrefix(path, `"`) {
+		return path
+	}
+	return strconv.QuoteToASCII(path)
+}
+
+// PathOf is the path of a PathText.
+func PathOf(text string) string {
+	if path, err := strconv.Unquote(text); err == nil && strings.HasPrefix(text, `"`) {
+		return path
+	}
+	return text
+}
+
 // Change is one entry that differs.
 type Change struct {
 	Path string `json:"path"`
@@ -228,7 +258,7 @@ type Done struct {
 // Generation is one state that the node was brought to.
 type Generation struct {
 	Number  int       `json:"number"`
-	Kind    string    `json:"kind"` // install push rollback revert
+	Kind    string    `json:"kind"` // install push rollback revert repair
 	Ref     string    `json:"ref"`
 	Image   digest.ID `json:"image"`
 	Overlay digest.ID `json:"overlay,omitzero"`
@@ -258,6 +288,10 @@ func (p *Plan) Clean() {
 	printable(p.Notes)
 	if p.Refused != nil {
 		p.Refused.Clean()
+	}
+	for i := range p.Drift {
+		d := &p.Drift[i]
+		d.Kind, d.Why, d.Left = Printable(d.Kind), Printable(d.Why), Printable(d.Left)
 	}
 	for _, list := range [][]Change{p.Changes, p.Conflicts} {
 		for i := range list {
