@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -137,7 +136,7 @@ func testHostile(t *testing.T, b *base) {
 		r.impostor("cat /says; " + tc.then)
 		cmd, out, errOut := r.command(tc.args...)
 		start := time.Now()
-		rss := weighed(t, cmd)
+		rss := weighed(t, cmd).mb
 		res := result{out.String(), errOut.String(), cmd.ProcessState.ExitCode(), time.Since(start)}
 		if (res.code == 0) != (name == "escapes in a plan" || name == "escapes in a capture") || res.took > 15*time.Second || rss > 400 || !strings.Contains(res.err, tc.want) {
 			t.Errorf("%s: want %q; %d MB of memory: %.2000s", name, tc.want, rss, fmt.Sprintf("%q", res.String()))
@@ -155,20 +154,23 @@ func testHostile(t *testing.T, b *base) {
 // in its arguments had, in MB.
 const weigh = "INGOT_E2E_WEIGH"
 
-// weighed runs a command and returns how much memory it had, in MB, by way of
-// a small process: until its execve(2) one counts what it shares with the one
-// that made it, and this one can be large.
-func weighed(t *testing.T, cmd *exec.Cmd) int64 {
+// weight is what a command had: its peak memory in MB, and processor time.
+type weight struct {
+	mb  int64
+	cpu time.Duration
+}
+
+// weighed runs a command and returns its weight, by way of a process that is
+// small: until its execve a child counts the pages of its parent.
+func weighed(t *testing.T, cmd *exec.Cmd) (w weight) {
 	t.Helper()
-	file := filepath.Join(t.TempDir(), "peak")
+	file := filepath.Join(t.TempDir(), "weight")
 	cmd.Path, cmd.Args = "/proc/self/exe", append([]string{"weigh", cmd.Path}, cmd.Args[1:]...)
 	cmd.Env = append(cmd.Env, weigh+"="+file)
 	_ = cmd.Run() // the code tells
-	text, err := os.ReadFile(file)
+	_, err := fmt.Sscan(read(t, file), &w.mb, &w.cpu)
 	ok(t, err)
-	mb, err := strconv.ParseInt(string(text), 10, 64)
-	ok(t, err)
-	return mb
+	return w
 }
 
 // weighing is the small process.
@@ -181,8 +183,8 @@ func weighing(file string) int {
 	if cmd.ProcessState == nil {
 		return 127
 	}
-	peak := cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss >> 10
-	if err := os.WriteFile(file, strconv.AppendInt(nil, peak, 10), 0o600); err != nil {
+	peak, cpu := cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss>>10, cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime()
+	if err := os.WriteFile(file, fmt.Appendln(nil, peak, int64(cpu)), 0o600); err != nil {
 		return 126
 	}
 	return cmd.ProcessState.ExitCode()
@@ -209,7 +211,7 @@ func testEndless(t *testing.T, b *base) {
 	put(t, r.node.root, "root/.bashrc", "exec cat /dev/zero\n")
 	cmd, out, errOut := r.command("push", "web:1", r.name)
 	start := time.Now()
-	rss := weighed(t, cmd)
+	rss := weighed(t, cmd).mb
 	if took := time.Since(start); cmd.ProcessState.ExitCode() != 1 || took > 5*time.Second || rss > 300 {
 		t.Errorf("%s, %d MB: %s%s", took, rss, out, errOut)
 	}

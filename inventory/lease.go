@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -18,8 +19,22 @@ type Lease struct {
 }
 
 // Leases returns all leases, expired ones too.
-func (d *DB) Leases(ctx context.Context) ([]Lease, error) {
-	rows, err := d.db.QueryContext(ctx, `SELECT mac, ip, state, hostname, iface, expires FROM leases ORDER BY ip`)
+func (d *DB) Leases(ctx context.Context) ([]Lease, error) { return d.leases(ctx, ``) }
+
+// LeasesOf returns the leases of some clients, expired ones too.
+func (d *DB) LeasesOf(ctx context.Context, macs ...string) ([]Lease, error) {
+	if len(macs) == 0 {
+		return nil, nil
+	}
+	args := make([]any, len(macs))
+	for i, m := range macs {
+		args[i] = m
+	}
+	return d.leases(ctx, `WHERE mac IN (?`+strings.Repeat(`,?`, len(macs)-1)+`)`, args...)
+}
+
+func (d *DB) leases(ctx context.Context, which string, args ...any) ([]Lease, error) {
+	rows, err := d.db.QueryContext(ctx, `SELECT mac, ip, state, hostname, iface, expires FROM leases `+which+` ORDER BY ip`, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read leases: %w", err)
 	}

@@ -14,16 +14,21 @@ import (
 
 // unwell says that a node which stays as it is does not hold what its profile asks for.
 func (p *program) unwell(n *site.Node, lines []string) error {
-	var bad []string
+	bad := failedChecks(lines)
+	if len(bad) == 0 {
+		return nil
+	}
+	return fmt.Errorf("it stays as it is, but %s", strings.Join(bad, "; "))
+}
+
+// failedChecks are what the lines about checks say of those that failed.
+func failedChecks(lines []string) (bad []string) {
 	for _, line := range lines {
 		if why, failed := strings.CutPrefix(line, "failed"); failed {
 			bad = append(bad, strings.TrimSpace(why))
 		}
 	}
-	if len(bad) == 0 {
-		return nil
-	}
-	return fmt.Errorf("it stays as it is, but %s", strings.Join(bad, "; "))
+	return bad
 }
 
 // aftercare is what a profile asks for in and after a switch.
@@ -36,7 +41,7 @@ type aftercare struct {
 }
 
 func afterOf(ctx context.Context, w *world, n *site.Node, profile *classes.Profile) *aftercare {
-	host, err := address(ctx, w.Site, w.state, n)
+	host, err := address(ctx, w.state, n)
 	if err != nil {
 		host = n.Name // as it is dialled
 	}

@@ -71,7 +71,7 @@ func (s *agentSession) explain(err error) error {
 
 // address returns the IP address of a node: the static one of its NICs, bonds
 // or VLANs, else the newest lease of any of its NICs.
-func address(ctx context.Context, s *site.Site, db *inventory.DB, n *site.Node) (string, error) {
+func address(ctx context.Context, db *inventory.DB, n *site.Node) (string, error) {
 	var ips []site.IP
 	if b := n.BootNIC(); b != nil {
 		ips = append(ips, b.IP())
@@ -90,14 +90,18 @@ func address(ctx context.Context, s *site.Site, db *inventory.DB, n *site.Node) 
 			return ip.Address.Addr.String(), nil
 		}
 	}
-	leases, err := db.Leases(ctx)
+	var macs []string
+	for _, x := range n.NICs {
+		macs = append(macs, string(x.MAC))
+	}
+	leases, err := db.LeasesOf(ctx, macs...)
 	if err != nil {
 		return "", err
 	}
 	var best netip.Addr
 	var until time.Time
 	for _, l := range leases {
-		if owner, _ := s.NodeByMAC(l.MAC); owner != nil && owner.Name == n.Name && l.Expires.After(until) && l.State == "bound" {
+		if l.Expires.After(until) && l.State == "bound" {
 			best, until = l.IP, l.Expires
 		}
 	}
@@ -119,7 +123,7 @@ func (p *program) dialAgent(ctx context.Context, w *world, user, host, arch stri
 	t := remote.Target{Name: host, Addr: host, User: user, Identities: remote.DefaultIdentities(key), Limit: p.limit,
 		KnownHosts: []string{filepath.Join(home, ".ssh", "known_hosts"), "/etc/ssh/ssh_known_hosts"}}
 	if n := w.Node(host); n != nil {
-		if t.Addr, err = address(ctx, w.Site, w.state, n); err != nil {
+		if t.Addr, err = address(ctx, w.state, n); err != nil {
 			return nil, err
 		}
 		keys, err := w.state.HostKeys(ctx, n.Name)

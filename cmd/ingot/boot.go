@@ -68,7 +68,7 @@ func (b *boots) addressOf(ctx context.Context, node string) (string, error) {
 	if n == nil {
 		return "", fmt.Errorf("node %q: %w", node, inventory.ErrNotFound)
 	}
-	return address(ctx, s, b.w.state, n)
+	return address(ctx, b.w.state, n)
 }
 
 // Decide implements pxe.Decider.

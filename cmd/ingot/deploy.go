@@ -189,7 +189,11 @@ func (d *deployment) set(row inventory.DeploymentNode) {
 	if d.id == 0 {
 		return
 	}
-	err := d.w.state.SetDeploymentNode(context.Background(), d.id, row)
+	d.note(d.w.state.SetDeploymentNode(context.Background(), d.id, row))
+}
+
+// note keeps an error of the record for the end: the nodes come first.
+func (d *deployment) note(err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.err = errors.Join(d.err, err)
@@ -226,6 +230,9 @@ func (d *deployment) ended(i int, out outcome) {
 	var reverted *revertedError
 	if errors.As(out.err, &reverted) {
 		row.Generation = reverted.now
+	}
+	if d.id != 0 && len(row.Health) > 0 && (out.State == stateDone || out.State == stateDrained || out.State == stateFailed) {
+		d.note(d.w.sawHealth(context.Background(), out.Node, row.Generation, row.Health))
 	}
 	if d.id != 0 {
 		if s, err := d.w.sidesOfNode(context.Background(), out.Node); err == nil && s != nil {

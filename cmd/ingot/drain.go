@@ -55,7 +55,7 @@ func (d *drainage) of(ctx context.Context, n *site.Node, screen *screen) (*servi
 	if err != nil {
 		return nil, err
 	}
-	at, _ := address(ctx, d.w.Site, d.w.state, n) // a step that needs it says so
+	at, _ := address(ctx, d.w.state, n) // a step that needs it says so
 	for list, steps := range map[*[]hooks.Step][]hooks.Step{&s.drain: r.Profile.Drain, &s.undrain: r.Profile.Undrain} {
 		for _, step := range steps {
 			if step, err = step.For(hooks.Node{Name: n.Name, Address: at}); err != nil {

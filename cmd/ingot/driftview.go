@@ -85,6 +85,18 @@ func (v nodeView) drift() string {
 	return text
 }
 
+// drifted is drift for a list.
+func (v nodeView) drifted() string {
+	l := v.Drift
+	switch {
+	case l == nil || l.Generation != v.Generation || v.Since != nil && l.Looked.Before(*v.Since):
+		return "-"
+	case l.Paths == 0:
+		return "none"
+	}
+	return count(l.Paths, "path")
+}
+
 // driftView is what `drift` says of one node.
 type driftView struct {
 	Node       string       `json:"node"`

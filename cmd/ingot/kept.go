@@ -24,6 +24,9 @@ const maxLearned = 100
 // on its console, and switches whose connection broke.
 func (w *world) learn(ctx context.Context, node string, kept wire.Kept) error {
 	list := kept.Generations
+	if err := w.saw(context.WithoutCancel(ctx), node); err != nil {
+		return err
+	}
 	about := w.learnSides(context.WithoutCancel(ctx), node, kept.Sides)
 	if kept.Sides == nil {
 		about = w.forgetSides(context.WithoutCancel(ctx), node)

@@ -38,6 +38,8 @@ type nodeView struct {
 	Sides       *wire.Sides       `json:"sides,omitempty"`   // of a node that has two
 	Drained     string            `json:"drained,omitempty"` // since when it is out of service, and why
 	Drift       *driftLook        `json:"drift,omitempty"`   // as it was last looked for
+	Health      *healthLook       `json:"health,omitempty"`  // after its last switch
+	Seen        *time.Time        `json:"last_seen,omitempty"`
 	Generations []generationView  `json:"generations,omitempty"`
 }
 
@@ -72,7 +74,7 @@ func viewNode(ctx context.Context, w *world, n *site.Node, installs map[string]i
 	for name, value := range n.Vars {
 		v.Vars[name] = masked(name, value)
 	}
-	if a, err := address(ctx, w.Site, w.state, n); err == nil {
+	if a, err := address(ctx, w.state, n); err == nil {
 		v.Address = a
 	}
 	if in, ok := installs[n.Name]; ok {
@@ -94,6 +96,12 @@ func viewNode(ctx context.Context, w *world, n *site.Node, installs map[string]i
 	}
 	v.Drained = drainedText(drained)
 	if v.Drift, err = w.driftOf(ctx, n.Name); err != nil {
+		return v, err
+	}
+	if v.Health, err = w.healthOf(ctx, n.Name); err != nil {
+		return v, err
+	}
+	if v.Seen, err = w.seen(ctx, n.Name); err != nil {
 		return v, err
 	}
 	for _, g := range generations {
@@ -177,6 +185,22 @@ func (v nodeView) state() string {
 	return string(v.State)
 }
 
+// standing is how far its installation is, and whether it is out of service.
+func (v nodeView) standing() string {
+	if v.Drained == "" {
+		return v.state()
+	}
+	return strings.TrimSpace(v.state() + " drained")
+}
+
+// moment is a time for people.
+func moment(at *time.Time) string {
+	if at == nil {
+		return "-"
+	}
+	return at.Local().Format(time.DateTime)
+}
+
 func (p *program) nodeList(c *cli.Context) error {
 	if err := wantArgs(c, 0, 1); err != nil {
 		return err
@@ -204,18 +228,16 @@ func (p *program) nodeList(c *cli.Context) error {
 		return err
 	}
 	views := []nodeView{}
-	rows := [][]string{{"NODE", "ADDRESS", "CLASSES", "STATE", "IMAGE", "GENERATION", "SINCE"}}
+	rows := [][]string{{"NODE", "ADDRESS", "CLASSES", "STATE", "IMAGE", "GENERATION", "SINCE", "DRIFT", "HEALTH", "LAST SEEN"}}
 	for _, n := range nodes {
 		v, err := viewNode(c.Context, w, n, installs)
 		if err != nil {
 			return err
 		}
 		views = append(views, v)
-		since, gen := "-", "-"
-		if v.Since != nil {
-			since, gen = v.Since.Local().Format(time.DateTime), fmt.Sprint(v.Generation)
-		}
-		rows = append(rows, []string{v.Name, orElse(v.Address, "-"), orElse(strings.Join(v.Classes, " "), "-"), orElse(v.state(), "-"), orElse(v.Image, "-"), gen, since})
+		since, gen := moment(v.Since), number(v.Generation)
+		rows = append(rows, []string{v.Name, orElse(v.Address, "-"), orElse(strings.Join(v.Classes, " "), "-"), orElse(v.standing(), "-"), orElse(v.Image, "-"), gen, since,
+			v.drifted(), orElse(v.health(), "-"), moment(v.Seen)})
 	}
 	if c.Bool("json") {
 		return p.printJSON(views)
@@ -294,7 +316,7 @@ func (p *program) printNode(v nodeView, classes string) error {
 	if v.Sides != nil {
 		rows = append(rows, []string{"sides", v.Sides.String()})
 	}
-	rows = append(rows, []string{"drift", v.drift()})
+	rows = append(rows, []string{"drift", v.drift()}, []string{"health", v.health()}, []string{"last seen", moment(v.Seen)})
 	for _, nic := range v.NICs {
 		rows = append(rows, []string{nic.Kind + " " + nic.Name, nic.String()})
 	}
@@ -327,7 +349,7 @@ func (p *program) nodeKeys(c *cli.Context) error {
 	all := []keyView{}
 	for _, n := range nodes {
 		hosts := []string{n.Name}
-		if a, err := address(c.Context, w.Site, w.state, n); err == nil {
+		if a, err := address(c.Context, w.state, n); err == nil {
 			hosts = append(hosts, a)
 		}
 		keys, err := w.state.HostKeys(c.Context, n.Name)
