@@ -19,7 +19,7 @@ type apart struct {
 }
 
 func aparts() []apart {
-	return []apart{{"machines", "Machines", machinesNote, machines}}
+	return []apart{{"machines", "Machines", machinesNote, machines}, {"fleet", "Many nodes", fleetNote, fleet}}
 }
 
 // onlyApart reports whether nothing else was asked for: then no trees are needed.
@@ -41,7 +41,7 @@ func measureApart(ctx context.Context, o options) error {
 		}
 		r := report{rows: rows, took: time.Since(begin), date: begin, machine: machine(ctx, o.cache)}
 		for _, w := range r.works() {
-			fmt.Printf("%s\n%s\n", strings.ToUpper(w), r.results(w).text())
+			fmt.Printf("%s\n%s\n", strings.ToUpper(w), r.tableOf(w).text())
 		}
 		if o.part == "" {
 			continue
@@ -66,9 +66,17 @@ func (a apart) markdown(r report, version string) string {
 		if about := notes()[w]; about != "" {
 			b.WriteString(about + "\n\n")
 		}
-		b.WriteString(r.results(w).markdown() + "\n")
+		b.WriteString(r.tableOf(w).markdown() + "\n")
 	}
 	return b.String()
+}
+
+// tableOf is the table of a work apart.
+func (r report) tableOf(work string) table {
+	if slices.ContainsFunc(r.rows, func(row row) bool { return row.Work == work && row.Nodes > 0 }) {
+		return r.crowded(work)
+	}
+	return r.results(work)
 }
 
 // A part of the page stands between a line that names it and one that ends it.

@@ -32,12 +32,15 @@ type job struct {
 type row struct {
 	Work, Tool string
 	Seconds    []float64
-	Memory     int64  // of the largest process on this side, bytes
-	Node       int64  // of the largest process on the node, bytes; 0: no node, or not measured
-	Bytes      int64  // stored or on the wire, the least of all runs; -1: not asked
-	Disk       int64  // written to the machine's disk, bytes; 0: not measured
-	Wrong      string // how the result is not what it should be; empty: it was compared and is right, or not compared
-	Failed     string // why there is no result
+	Memory     int64   // of the largest process on this side, bytes
+	Node       int64   // of the largest process on the node, bytes; 0: no node, or not measured
+	Bytes      int64   // stored or on the wire, the least of all runs; -1: not asked
+	Disk       int64   // written to the machine's disk, bytes; 0: not measured
+	CPU        float64 // seconds, and
+	Database   int64   // bytes of the state, and
+	Nodes      int     // how many, of works on many nodes; 0: others
+	Wrong      string  // how the result is not what it should be; empty: it was compared and is right, or not compared
+	Failed     string  // why there is no result
 }
 
 func (r row) best() float64 {

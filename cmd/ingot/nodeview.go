@@ -316,7 +316,10 @@ func (p *program) printNode(v nodeView, classes string) error {
 	if v.Sides != nil {
 		rows = append(rows, []string{"sides", v.Sides.String()})
 	}
-	rows = append(rows, []string{"drift", v.drift()}, []string{"health", v.health()}, []string{"last seen", moment(v.Seen)})
+	rows = append(rows, []string{"drift", v.drift()}, []string{"health", v.health()})
+	if v.Seen != nil {
+		rows = append(rows, []string{"last seen", moment(v.Seen)})
+	}
 	for _, nic := range v.NICs {
 		rows = append(rows, []string{nic.Kind + " " + nic.Name, nic.String()})
 	}
