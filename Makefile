@@ -66,6 +66,7 @@ boot-time: ## measure power-on to login, BIOS and UEFI, one machine alone
 
 bench: ## measure beside rsync, tar, casync, desync, restic and borg; WORK=capture for a part
 	@$(SETUP) bench
+	@$(SETUP) test
 	@$(MAKE) bin/ingot SKIP_SETUP=1
 	@go build -o bin/bench ./bench
 	@bin/bench $(if $(WORK),-work "$(WORK)") $(if $(TOOLS),-tools "$(TOOLS)") $(if $(RUNS),-runs $(RUNS)) $(if $(STRICT),-strict)
