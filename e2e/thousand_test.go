@@ -30,11 +30,11 @@ type figure struct {
 
 // TestThousand has many small nodes: each has a tree and an address of its own
 // and the real agent, which one real sshd starts in the tree whose address was
-// dialled. The short form has forty; with INGOT_FIGURES it measures a quarter of
+// dialled. The short form has twenty-four; with INGOT_FIGURES it measures a quarter of
 // a thousand and a thousand.
 func TestThousand(t *testing.T) {
 	need(t)
-	sizes := []int{40}
+	sizes := []int{24}
 	out := os.Getenv(figuresEnv)
 	if out != "" {
 		sizes = []int{250, 1000}
@@ -91,13 +91,14 @@ func newCrowd(t *testing.T, n int) *crowd {
 func (c *crowd) plant() {
 	t := c.t
 	rnd := rand.New(rand.NewPCG(50, 50))
-	for _, d := range []string{"bin", "etc", "proc", "run", "tmp", "root/.ssh", "var/lib", "usr/share/app"} {
+	for _, d := range []string{"bin", "dev", "etc", "proc", "run", "tmp", "root/.ssh", "var/lib", "usr/share/app"} {
 		ok(t, os.MkdirAll(filepath.Join(c.v1, d), 0o755))
 	}
 	run(t, "cp", "/bin/busybox", filepath.Join(c.v1, "bin/busybox"))
 	for _, tool := range []string{"sh", "sha256sum", "uname", "mount"} {
 		ok(t, os.Symlink("busybox", filepath.Join(c.v1, "bin", tool)))
 	}
+	ok(t, unix.Mknod(filepath.Join(c.v1, "dev/null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))))
 	put(t, c.v1, "etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")
 	put(t, c.v1, "etc/group", "root:x:0:\n")
 	for i := range crowdFiles {
