@@ -103,6 +103,16 @@ func (p *program) push(c *cli.Context) error {
 			return err
 		}
 	}
+	nodes, err := selectNodes(w.Site, c.Args().Get(1))
+	if err != nil {
+		return err
+	}
+	shared := image.share(len(nodes))
+	defer func() {
+		if err := shared(); err != nil {
+			p.say("note: %v", err)
+		}
+	}()
 	fleet := fleet{kind: "push", ref: image.ref, image: image.id.String(), arch: image.arch}
 	return p.eachNode(c, w, c.Args().Get(1), fleet, func(ctx context.Context, n *site.Node, s *agentSession, bar *bar, out *outcome) error {
 		t, err := image.target(ctx, w, n)
