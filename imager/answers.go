@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -40,14 +41,14 @@ type answer struct {
 	off, n int64
 }
 
-// loader reads an answer.
-type loader func() ([]byte, error)
+// loader reads an answer, into buf where that is long enough.
+type loader func(buf []byte) ([]byte, error)
 
 // maxKept bounds what is kept, in bytes; half of the disk's free space does, too.
 const maxKept = 4 << 30
 
 func newAnswers(dir string) *answers {
-	return &answers{dir: dir, room: make(chan struct{}, max(2, runtime.GOMAXPROCS(0))), made: map[digest.ID]*answer{}, limit: maxKept}
+	return &answers{dir: dir, room: make(chan struct{}, runtime.GOMAXPROCS(0)), made: map[digest.ID]*answer{}, limit: maxKept}
 }
 
 // get returns the answer that key names, made by produce where nobody has
@@ -66,11 +67,11 @@ func (a *answers) get(ctx context.Context, key digest.ID, produce func(context.C
 	if err != nil {
 		return nil, err
 	}
-	return func() ([]byte, error) {
+	return func(buf []byte) ([]byte, error) {
 		if !x.kept {
 			return x.data, nil
 		}
-		b := make([]byte, x.n)
+		b := slices.Grow(buf[:0], int(x.n))[:x.n]
 		if _, err := a.file.ReadAt(b, x.off); err != nil {
 			a.giveUp(fmt.Errorf("read it again: %w", err))
 			return produce(ctx)

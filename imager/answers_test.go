@@ -16,7 +16,7 @@ func load(ctx context.Context, a *answers, key digest.ID, produce func(context.C
 	if err != nil {
 		return "", err
 	}
-	b, err := l()
+	b, err := l(nil)
 	return string(b), err
 }
 

@@ -22,8 +22,10 @@ func chunksOf(m *manifest.Manifest, within string) map[digest.ID]bool {
 		if within != "" && e.Path != within && !strings.HasPrefix(e.Path, within+"/") {
 			continue
 		}
-		if holder, ok := m.Lookup(e.Link); ok && e.Link != "" {
-			e = holder
+		if e.Link != "" {
+			if holder, ok := m.Lookup(e.Link); ok {
+				e = holder
+			}
 		}
 		for _, c := range e.Chunks {
 			out[c.ID] = true
@@ -167,11 +169,12 @@ func difference(ctx context.Context, source Source, group wire.Group) ([]byte, e
 	if err != nil {
 		return nil, err
 	}
-	join := func(ids []digest.ID) (out []byte) {
-		for _, id := range ids {
-			out = append(out, data[id]...)
+	join := func(ids []digest.ID) []byte {
+		parts := make([][]byte, len(ids))
+		for i, id := range ids {
+			parts[i] = data[id]
 		}
-		return out
+		return slices.Concat(parts...)
 	}
 	return wire.Difference(join(group.Like), join(group.Wanted))
 }

@@ -65,8 +65,9 @@ func Push(ctx context.Context, c *wire.Conn, req wire.Request, target Target, ta
 		return wire.Plan{}, wire.Done{}, err
 	}
 	kept, err := hear(c, talk)
+	base := target.bases()
 	if err == nil && !kept.Has {
-		err = sendManifest(c, target, kept.Knows)
+		err = sendManifest(c, target, base(kept.Knows))
 	}
 	if err != nil {
 		return wire.Plan{}, wire.Done{}, err
@@ -82,30 +83,42 @@ func Push(ctx context.Context, c *wire.Conn, req wire.Request, target Target, ta
 		}
 		return chunksOf(m, req.Within), nil
 	}), has: sync.OnceValue(func() map[digest.ID]bool {
-		if kept.Runs == nil || target.Base == nil {
-			return nil
+		if m := base(kept.Runs); m != nil {
+			return chunksOf(m, req.Within)
 		}
-		base := target.Base(*kept.Runs)
-		if base == nil || base.ID() != kept.Runs.Target {
-			return nil
-		}
-		return chunksOf(base, req.Within)
+		return nil
 	})}
 	return carryOut(ctx, c, req, first, talk, func(f wire.Frame) error { return give.answer(ctx, f) })
 }
 
-// sendManifest sends the target's manifest, as little of it as can be.
-func sendManifest(c *wire.Conn, target Target, knows *wire.Made) error {
+// bases returns what makes targets again that a node got before, each once; nil
+// for what cannot be, or is another: another version may have made another
+// target of the same two.
+func (t *Target) bases() func(*wire.Made) *manifest.Manifest {
+	made := map[wire.Made]*manifest.Manifest{}
+	return func(of *wire.Made) *manifest.Manifest {
+		if of == nil || t.Base == nil {
+			return nil
+		}
+		m, ok := made[*of]
+		if !ok {
+			if m = t.Base(*of); m != nil && m.ID() != of.Target {
+				m = nil
+			}
+			made[*of] = m
+		}
+		return m
+	}
+}
+
+// sendManifest sends the target's manifest, as little of it as can be where
+// the node has base, which may be nil.
+func sendManifest(c *wire.Conn, target Target, base *manifest.Manifest) error {
 	m, err := target.Manifest()
 	if err != nil {
 		return err
 	}
-	var base *manifest.Manifest
-	if knows != nil && target.Base != nil {
-		base = target.Base(*knows)
-	}
-	// Another version may have made another target of the same two.
-	if base == nil || base.ID() != knows.Target {
+	if base == nil {
 		if err := c.Send(wire.KindBase, wire.Base{}); err != nil {
 			return err
 		}

@@ -1,7 +1,6 @@
 package imager
 
 import (
-	"cmp"
 	"context"
 	"encoding/binary"
 	"slices"
@@ -9,6 +8,7 @@ import (
 
 	"ingot/imager/wire"
 	"ingot/internal/digest"
+	"ingot/internal/entry"
 	"ingot/internal/manifest"
 )
 
@@ -19,24 +19,27 @@ import (
 // answers. It is safe for concurrent use.
 type Shared struct {
 	source   Source
-	image    func() (map[digest.ID]place, error)
+	image    func() (chunkList, error)
 	answers  *answers
 	segments sync.Pool // of *wire.Segment
 }
 
-// place is where a chunk stands in an image.
-type place struct{ rank, size uint32 }
+// chunkList is the distinct chunks of an image in its order, and where each is.
+type chunkList struct {
+	all []entry.Chunk
+	at  map[digest.ID]uint32
+}
 
 // NewShared shares answers about an image, whose manifest is read when there
 // is something to answer. They are kept in a file in dir that nobody sees.
 func NewShared(image func() (*manifest.Manifest, error), source Source, dir string) *Shared {
 	s := &Shared{source: source, answers: newAnswers(dir), segments: sync.Pool{New: func() any { return wire.NewSegment() }}}
-	s.image = sync.OnceValues(func() (map[digest.ID]place, error) {
+	s.image = sync.OnceValues(func() (chunkList, error) {
 		m, err := image()
 		if err != nil {
-			return nil, err
+			return chunkList{}, err
 		}
-		return placesOf(m), nil
+		return listChunks(m), nil
 	})
 	return s
 }
@@ -50,16 +53,17 @@ func (s *Shared) Close() error {
 	return s.answers.close()
 }
 
-func placesOf(m *manifest.Manifest) map[digest.ID]place {
-	out := map[digest.ID]place{}
+func listChunks(m *manifest.Manifest) chunkList {
+	l := chunkList{at: map[digest.ID]uint32{}}
 	for i := range m.Entries {
 		for _, c := range m.Entries[i].Chunks {
-			if _, ok := out[c.ID]; !ok {
-				out[c.ID] = place{uint32(len(out)), c.Size}
+			if _, ok := l.at[c.ID]; !ok {
+				l.at[c.ID] = uint32(len(l.all))
+				l.all = append(l.all, c)
 			}
 		}
 	}
-	return out
+	return l
 }
 
 // give sends what of ids is shared, and returns the others.
@@ -67,29 +71,21 @@ func (s *Shared) give(ctx context.Context, to *wire.Stream, ids []digest.ID) (ot
 	if s == nil || len(ids) == 0 {
 		return ids, nil
 	}
-	at, err := s.image()
+	image, err := s.image()
 	if err != nil {
 		return nil, err
 	}
+	segments, others := image.segments(ids)
 	ctx, stop := context.WithCancel(ctx) // for those that are made in advance
 	defer stop()
-	var shared []digest.ID
-	for _, id := range ids {
-		if _, ok := at[id]; ok {
-			shared = append(shared, id)
-		} else {
-			others = append(others, id)
-		}
-	}
-	segments := segmentsOf(shared, at)
+	var buf []byte
 	return others, wire.InOrder(len(segments), func(i int) (loader, error) {
 		return s.answers.get(ctx, keyOf(segments[i]), func(ctx context.Context) ([]byte, error) { return s.segment(ctx, segments[i]) })
 	}, func(load loader) error {
-		segment, err := load()
-		if err != nil {
+		if buf, err = load(buf); err != nil {
 			return err
 		}
-		return to.Splice(segment)
+		return to.Splice(buf)
 	})
 }
 
@@ -109,16 +105,16 @@ func (s *Shared) difference(ctx context.Context, group wire.Group) (diff []byte,
 	if s == nil {
 		return nil, false, nil
 	}
-	at, err := s.image()
+	image, err := s.image()
 	if err != nil {
 		return nil, false, err
 	}
-	if slices.ContainsFunc(group.Wanted, func(id digest.ID) bool { _, ok := at[id]; return !ok }) {
+	if slices.ContainsFunc(group.Wanted, func(id digest.ID) bool { _, ok := image.at[id]; return !ok }) {
 		return nil, false, nil
 	}
 	load, err := s.answers.get(ctx, keyOf(group.Wanted, group.Like), func(ctx context.Context) ([]byte, error) { return difference(ctx, s.source, group) })
 	if err == nil {
-		diff, err = load()
+		diff, err = load(nil)
 	}
 	if err != nil {
 		return nil, false, ctx.Err()
@@ -146,25 +142,33 @@ const (
 	maxSegment  = 24 << 20
 )
 
-// segmentsOf cuts what is asked for into segments in the order of the image.
+// segments cuts what is asked for of an image into segments, in its order.
 // Where one ends its last chunk decides: nodes that ask for almost the same
-// have almost all of their segments in common.
-func segmentsOf(ids []digest.ID, at map[digest.ID]place) (out [][]digest.ID) {
-	ids = slices.Clone(ids)
-	slices.SortFunc(ids, func(a, b digest.ID) int { return cmp.Compare(at[a].rank, at[b].rank) })
-	ids = slices.Compact(ids)
-	from, size := 0, uint64(0)
-	for i, id := range ids {
-		n := uint64(at[id].size)
-		size += n
-		chance := uint64(binary.BigEndian.Uint32(id[:])) * moreSegment >> 32
-		if size >= maxSegment || size >= minSegment && chance < n {
-			out = append(out, ids[from:i+1])
-			from, size = i+1, 0
+// have almost all of their segments in common. What is not of the image is apart.
+func (l chunkList) segments(ids []digest.ID) (out [][]digest.ID, others []digest.ID) {
+	asked := make([]bool, len(l.all))
+	for _, id := range ids {
+		if n, ok := l.at[id]; ok {
+			asked[n] = true
+		} else {
+			others = append(others, id)
 		}
 	}
-	if from < len(ids) {
-		out = append(out, ids[from:])
+	var segment []digest.ID
+	size := uint64(0)
+	for n, c := range l.all {
+		if !asked[n] {
+			continue
+		}
+		segment = append(segment, c.ID)
+		size += uint64(c.Size)
+		chance := uint64(binary.BigEndian.Uint32(c.ID[:])) * moreSegment >> 32
+		if size >= maxSegment || size >= minSegment && chance < uint64(c.Size) {
+			out, segment, size = append(out, segment), nil, 0
+		}
 	}
-	return out
+	if len(segment) > 0 {
+		out = append(out, segment)
+	}
+	return out, others
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 	"runtime"
 
 	"github.com/klauspost/compress/zstd"
@@ -124,7 +125,10 @@ func Difference(like, wanted []byte) ([]byte, error) {
 	if len(like) > maxLikeBytes || len(wanted) > maxDiffBytes {
 		return nil, nil
 	}
-	options := []zstd.EOption{zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithWindowSize(maxLikeBytes + maxDiffBytes)}
+	// The encoder begins by clearing memory for all of its window.
+	window := max(zstd.MinWindowSize, 1<<bits.Len(uint(len(like)+len(wanted))))
+	options := []zstd.EOption{zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false),
+		zstd.WithWindowSize(min(window, maxLikeBytes+maxDiffBytes)), zstd.WithLowerEncoderMem(true)}
 	if len(like) >= minDict {
 		options = append(options, zstd.WithEncoderDictRaw(diffDict, like))
 	}
