@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -41,8 +40,9 @@ type answer struct {
 	off, n int64
 }
 
-// loader reads an answer, into buf where that is long enough.
-type loader func(buf []byte) ([]byte, error)
+// loader reads an answer, into buf where it has to be read: what it returns is
+// for reading only, and good until buf is used again.
+type loader func(buf *[]byte) ([]byte, error)
 
 // maxKept bounds what is kept, in bytes; half of the disk's free space does, too.
 const maxKept = 4 << 30
@@ -67,11 +67,14 @@ func (a *answers) get(ctx context.Context, key digest.ID, produce func(context.C
 	if err != nil {
 		return nil, err
 	}
-	return func(buf []byte) ([]byte, error) {
+	return func(buf *[]byte) ([]byte, error) {
 		if !x.kept {
 			return x.data, nil
 		}
-		b := slices.Grow(buf[:0], int(x.n))[:x.n]
+		if int64(len(*buf)) < x.n {
+			*buf = make([]byte, x.n+x.n/4)
+		}
+		b := (*buf)[:x.n]
 		if _, err := a.file.ReadAt(b, x.off); err != nil {
 			a.giveUp(fmt.Errorf("read it again: %w", err))
 			return produce(ctx)

@@ -16,7 +16,7 @@ func load(ctx context.Context, a *answers, key digest.ID, produce func(context.C
 	if err != nil {
 		return "", err
 	}
-	b, err := l(nil)
+	b, err := l(new([]byte))
 	return string(b), err
 }
 

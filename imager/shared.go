@@ -22,6 +22,7 @@ type Shared struct {
 	image    func() (chunkList, error)
 	answers  *answers
 	segments sync.Pool // of *wire.Segment
+	buffers  sync.Pool // of *[]byte, an answer each
 }
 
 // chunkList is the distinct chunks of an image in its order, and where each is.
@@ -33,7 +34,7 @@ type chunkList struct {
 // NewShared shares answers about an image, whose manifest is read when there
 // is something to answer. They are kept in a file in dir that nobody sees.
 func NewShared(image func() (*manifest.Manifest, error), source Source, dir string) *Shared {
-	s := &Shared{source: source, answers: newAnswers(dir), segments: sync.Pool{New: func() any { return wire.NewSegment() }}}
+	s := &Shared{source: source, answers: newAnswers(dir), segments: sync.Pool{New: func() any { return wire.NewSegment() }}, buffers: sync.Pool{New: func() any { return new([]byte) }}}
 	s.image = sync.OnceValues(func() (chunkList, error) {
 		m, err := image()
 		if err != nil {
@@ -78,14 +79,16 @@ func (s *Shared) give(ctx context.Context, to *wire.Stream, ids []digest.ID) (ot
 	segments, others := image.segments(ids)
 	ctx, stop := context.WithCancel(ctx) // for those that are made in advance
 	defer stop()
-	var buf []byte
+	buf := s.buffers.Get().(*[]byte)
+	defer s.buffers.Put(buf)
 	return others, wire.InOrder(len(segments), func(i int) (loader, error) {
 		return s.answers.get(ctx, keyOf(segments[i]), func(ctx context.Context) ([]byte, error) { return s.segment(ctx, segments[i]) })
 	}, func(load loader) error {
-		if buf, err = load(buf); err != nil {
+		segment, err := load(buf)
+		if err != nil {
 			return err
 		}
-		return to.Splice(buf)
+		return to.Splice(segment)
 	})
 }
 
@@ -114,7 +117,7 @@ func (s *Shared) difference(ctx context.Context, group wire.Group) (diff []byte,
 	}
 	load, err := s.answers.get(ctx, keyOf(group.Wanted, group.Like), func(ctx context.Context) ([]byte, error) { return difference(ctx, s.source, group) })
 	if err == nil {
-		diff, err = load(nil)
+		diff, err = load(new([]byte))
 	}
 	if err != nil {
 		return nil, false, ctx.Err()
@@ -137,9 +140,9 @@ func keyOf(lists ...[]digest.ID) digest.ID {
 // Segments, in bytes of content: a longer one compresses better, the ends of a
 // shorter one are found again sooner where two nodes do not ask for the same.
 const (
-	minSegment  = 6 << 20
+	minSegment  = 12 << 20
 	moreSegment = 4 << 20 // on average
-	maxSegment  = 24 << 20
+	maxSegment  = 32 << 20
 )
 
 // segments cuts what is asked for of an image into segments, in its order.
