@@ -5,9 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
-	"strings"
 	"sync"
 
 	"ingot/imager/wire"
@@ -60,7 +57,8 @@ type Target struct {
 	// manifest, where that cannot be done.
 	Base   func(wire.Made) *manifest.Manifest
 	Source Source
-	Lost   Lost // what the node may ask for again, to merge it with its own; nil: nothing
+	Shared *Shared // answers that other nodes get too, of the same image; nil: none
+	Lost   Lost    // what the node may ask for again, to merge it with its own; nil: nothing
 }
 
 // Push makes the tree that the agent at the other end of c sees equal to
@@ -71,8 +69,9 @@ func Push(ctx context.Context, c *wire.Conn, req wire.Request, target Target, ta
 		return wire.Plan{}, wire.Done{}, err
 	}
 	kept, err := hear(c, talk)
+	base := target.bases()
 	if err == nil && !kept.Has {
-		err = sendManifest(c, target, kept.Knows)
+		err = sendManifest(c, target, base(kept.Knows))
 	}
 	if err != nil {
 		return wire.Plan{}, wire.Done{}, err
@@ -81,37 +80,49 @@ func Push(ctx context.Context, c *wire.Conn, req wire.Request, target Target, ta
 	if err != nil {
 		return wire.Plan{}, wire.Done{}, err
 	}
-	give := giver{c: c, source: target.Source, lost: target.Lost, mayHave: sync.OnceValues(func() (map[digest.ID]bool, error) {
+	give := giver{c: c, source: target.Source, shared: target.Shared, lost: target.Lost, mayHave: sync.OnceValues(func() (map[digest.ID]bool, error) {
 		m, err := target.Manifest()
 		if err != nil {
 			return nil, err
 		}
 		return ChunksOf(m, req.Within), nil
 	}), has: sync.OnceValue(func() map[digest.ID]bool {
-		if kept.Runs == nil || target.Base == nil {
-			return nil
+		if m := base(kept.Runs); m != nil {
+			return ChunksOf(m, req.Within)
 		}
-		base := target.Base(*kept.Runs)
-		if base == nil || base.ID() != kept.Runs.Target {
-			return nil
-		}
-		return ChunksOf(base, req.Within)
+		return nil
 	})}
 	return carryOut(ctx, c, req, first, talk, func(f wire.Frame) error { return give.answer(ctx, f) })
 }
 
-// sendManifest sends the target's manifest, as little of it as can be.
-func sendManifest(c *wire.Conn, target Target, knows *wire.Made) error {
+// bases returns what makes targets again that a node got before, each once; nil
+// for what cannot be, or is another: another version may have made another
+// target of the same two.
+func (t *Target) bases() func(*wire.Made) *manifest.Manifest {
+	made := map[wire.Made]*manifest.Manifest{}
+	return func(of *wire.Made) *manifest.Manifest {
+		if of == nil || t.Base == nil {
+			return nil
+		}
+		m, ok := made[*of]
+		if !ok {
+			if m = t.Base(*of); m != nil && m.ID() != of.Target {
+				m = nil
+			}
+			made[*of] = m
+		}
+		return m
+	}
+}
+
+// sendManifest sends the target's manifest, as little of it as can be where
+// the node has base, which may be nil.
+func sendManifest(c *wire.Conn, target Target, base *manifest.Manifest) error {
 	m, err := target.Manifest()
 	if err != nil {
 		return err
 	}
-	var base *manifest.Manifest
-	if knows != nil && target.Base != nil {
-		base = target.Base(*knows)
-	}
-	// Another version may have made another target of the same two.
-	if base == nil || base.ID() != knows.Target {
+	if base == nil {
 		if err := c.Send(wire.KindBase, wire.Base{}); err != nil {
 			return err
 		}
@@ -185,158 +196,6 @@ func hear(c *wire.Conn, talk Talk) (wire.Kept, error) {
 		return kept, nil
 	}
 	return kept, talk.Kept(kept)
-}
-
-// ChunksOf are the chunks that a node may ask for: those of its own target,
-// and of that, what is in within. The store holds other nodes' secrets too.
-func ChunksOf(m *manifest.Manifest, within string) map[digest.ID]bool {
-	out := map[digest.ID]bool{}
-	for i := range m.Entries {
-		e := &m.Entries[i]
-		if within != "" && e.Path != within && !strings.HasPrefix(e.Path, within+"/") {
-			continue
-		}
-		if holder, ok := m.Lookup(e.Link); ok && e.Link != "" {
-			e = holder
-		}
-		for _, c := range e.Chunks {
-			out[c.ID] = true
-		}
-	}
-	return out
-}
-
-// giver gives chunks to a node.
-type giver struct {
-	c       *wire.Conn
-	source  Source
-	mayHave func() (map[digest.ID]bool, error) // what it may ask for
-	lost    Lost                               // what else; nil: nothing
-	has     func() map[digest.ID]bool          // what it was given before: nothing else is compared with what it asks for
-}
-
-// answer answers one KindWant or KindLike.
-func (g *giver) answer(ctx context.Context, f wire.Frame) error {
-	theirs, err := g.mayHave()
-	if err != nil {
-		return err
-	}
-	if f.Kind == wire.KindLike {
-		return g.differences(ctx, f, theirs)
-	}
-	ids, err := g.c.IDsUpTo(f, len(theirs)+maxLost)
-	if err != nil {
-		return err
-	}
-	ours, rest := split(ids, theirs)
-	foreign := rest
-	if g.lost != nil && len(rest) > 0 {
-		if foreign, err = g.lost.Foreign(ctx, rest); err != nil {
-			return err
-		}
-	}
-	if err := allowed(foreign, theirs); err != nil {
-		return err
-	}
-	s := g.c.Stream()
-	if err := g.source.Fetch(ctx, ours, s.Add); err != nil {
-		return fmt.Errorf("read the image: %w", err)
-	}
-	if len(rest) > 0 {
-		if err := fetchLost(ctx, rest, g.lost, s.Add); err != nil {
-			return err
-		}
-	}
-	return s.End()
-}
-
-// split parts what is in a set from what is not.
-func split(ids []digest.ID, set map[digest.ID]bool) (in, out []digest.ID) {
-	for _, id := range ids {
-		if set[id] {
-			in = append(in, id)
-		} else {
-			out = append(out, id)
-		}
-	}
-	return in, out
-}
-
-// maxLost bounds the chunks that a node may ask for again in one question.
-const maxLost = 64 << 10
-
-// fetchLost fetches those of ids that src has.
-func fetchLost(ctx context.Context, ids []digest.ID, src Store, fn func(digest.ID, []byte) error) error {
-	missing, err := src.Missing(ctx, ids)
-	if err != nil {
-		return err
-	}
-	lost := map[digest.ID]bool{}
-	for _, id := range missing {
-		lost[id] = true
-	}
-	ids = slices.DeleteFunc(ids, func(id digest.ID) bool { return lost[id] })
-	if err := src.Fetch(ctx, ids, fn); err != nil {
-		return fmt.Errorf("read what the node had: %w", err)
-	}
-	return nil
-}
-
-func allowed(ids []digest.ID, theirs map[digest.ID]bool) error {
-	for _, id := range ids {
-		if !theirs[id] {
-			return fmt.Errorf("push: the agent asks for chunk %s, which is not part of the image", id.Short())
-		}
-	}
-	return nil
-}
-
-// differences answers one KindLike. How well something can be compressed tells
-// about what it is compared with: that is only ever what the node was given.
-func (g *giver) differences(ctx context.Context, f wire.Frame, theirs map[digest.ID]bool) error {
-	groups, err := g.c.Groups(f)
-	if err != nil {
-		return err
-	}
-	had := g.has()
-	for _, group := range groups {
-		if err := allowed(group.Wanted, theirs); err != nil {
-			return err
-		}
-	}
-	return g.c.SendGroups(groups, func(group wire.Group) (like, wanted []byte, ok bool, err error) {
-		for _, id := range group.Like {
-			if !had[id] {
-				return nil, nil, false, nil
-			}
-		}
-		return g.read(ctx, group)
-	})
-}
-
-// read reads both sides of a difference; ok is false where one is not all there.
-func (g *giver) read(ctx context.Context, group wire.Group) (like, wanted []byte, ok bool, err error) {
-	var mu sync.Mutex
-	data := map[digest.ID][]byte{}
-	for _, id := range slices.Concat(group.Like, group.Wanted) {
-		data[id] = nil
-	}
-	err = g.source.Fetch(ctx, slices.Collect(maps.Keys(data)), func(id digest.ID, b []byte) error {
-		mu.Lock()
-		defer mu.Unlock()
-		data[id] = slices.Clone(b)
-		return nil
-	})
-	if err != nil {
-		return nil, nil, false, ctx.Err() // KindWant meets it again, and says it
-	}
-	join := func(ids []digest.ID) (out []byte) {
-		for _, id := range ids {
-			out = append(out, data[id]...)
-		}
-		return out
-	}
-	return join(group.Like), join(group.Wanted), true, nil
 }
 
 // Capture receives the tree below req.Dir: chunks that sink lacks cross the

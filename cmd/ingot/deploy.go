@@ -124,6 +124,14 @@ func (d *deployment) carryOut(c *cli.Context, image *release, record func(*hold)
 	d.drains = &drainage{p: d.p, w: d.w, verb: x.Kind, off: x.NoDrain || x.DryRun || x.NoReboot, deployment: d.id} // with --no-reboot nothing changes of what runs
 	d.show = d.p.newShow(c, d)
 	defer d.show.screen.end()
+	if image != nil {
+		shared := image.share(len(d.nodes))
+		defer func() {
+			if err := shared(); err != nil {
+				d.p.say("note: %v", err)
+			}
+		}()
+	}
 	results, stop := d.run(c.Context)
 	recorded := d.end(c.Context, results, stop)
 	back, backErr := d.takeBack(c, results, stop)

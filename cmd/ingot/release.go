@@ -23,8 +23,9 @@ type release struct {
 	id   digest.ID
 	arch string // of its programs, as Go calls it; "" for anything
 
-	load  func() (*manifest.Manifest, error)
-	known targetCache
+	load   func() (*manifest.Manifest, error)
+	known  targetCache
+	shared *imager.Shared // nil for one node, which would gain nothing
 
 	mu    sync.Mutex
 	bases map[digest.ID]*manifest.Manifest // images that nodes have now
@@ -42,6 +43,15 @@ func openRelease(ctx context.Context, w *world, ref string, id digest.ID) (i *re
 		return m, damaged(err, i)
 	})
 	return i, damaged(i.complete(ctx), i)
+}
+
+// share has so many nodes answered together, until close is called. It
+// returns why that was not done to the end.
+func (i *release) share(nodes int) (close func() error) {
+	if nodes > 1 {
+		i.shared = imager.NewShared(i.load, i.w.images, i.w.private("cache"))
+	}
+	return i.shared.Close
 }
 
 // archOfImage is the architecture of an image's programs by what is recorded
@@ -134,6 +144,7 @@ func (i *release) target(ctx context.Context, w *world, n *site.Node) (*target, 
 	}
 	t := &target{ref: i.ref, image: i.id, overlay: over.Manifest.ID(), nodeOwned: r.Profile.NodeOwned, laid: laid(over.Manifest), after: afterOf(ctx, w, n, &r.Profile)}
 	t.Source = imager.Layered{Data: over.Data, Below: w.images}
+	t.Shared = i.shared
 	t.Manifest = sync.OnceValues(func() (*manifest.Manifest, error) {
 		m, err := i.load()
 		if err != nil {

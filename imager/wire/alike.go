@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 	"runtime"
 
 	"github.com/klauspost/compress/zstd"
@@ -70,23 +71,29 @@ func appendIDs(b []byte, list []entry.Chunk) []byte {
 	return b
 }
 
-// SendGroups answers a question: read returns, for each group, what is like
-// it and what is wanted, or ok false where the group is to be asked for in
-// another way. Groups are read and compressed several at once.
-func (c *Conn) SendGroups(groups []Group, read func(Group) (like, wanted []byte, ok bool, err error)) error {
+// SendGroups answers a question with what diff makes of each group (see
+// Difference); empty where the group is to be asked for in another way.
+// Several are made at once.
+func (c *Conn) SendGroups(groups []Group, diff func(Group) ([]byte, error)) error {
+	return InOrder(len(groups), func(i int) ([]byte, error) { return diff(groups[i]) }, func(d []byte) error { return c.SendRaw(KindDiff, d) })
+}
+
+// InOrder makes n things, several at once, and uses them in their order. After
+// the first error no more are begun; it does not wait for those that were.
+func InOrder[T any](n int, produce func(i int) (T, error), use func(T) error) error {
 	type made struct {
-		diff []byte
-		err  error
+		it  T
+		err error
 	}
-	turns := make([]chan made, len(groups))
+	turns := make([]chan made, n)
 	room := make(chan struct{}, max(2, runtime.GOMAXPROCS(0)))
 	stop := make(chan struct{})
 	defer close(stop)
-	for i := range groups {
+	for i := range turns {
 		turns[i] = make(chan made, 1)
 	}
 	go func() {
-		for i, g := range groups {
+		for i := range turns {
 			select {
 			case room <- struct{}{}:
 			case <-stop:
@@ -94,7 +101,7 @@ func (c *Conn) SendGroups(groups []Group, read func(Group) (like, wanted []byte,
 			}
 			go func() {
 				var m made
-				m.diff, m.err = difference(g, read)
+				m.it, m.err = produce(i)
 				turns[i] <- m
 			}()
 		}
@@ -105,20 +112,23 @@ func (c *Conn) SendGroups(groups []Group, read func(Group) (like, wanted []byte,
 		if m.err != nil {
 			return m.err
 		}
-		if err := c.SendRaw(KindDiff, m.diff); err != nil {
+		if err := use(m.it); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// difference is empty where the group is to be asked for in another way.
-func difference(g Group, read func(Group) (like, wanted []byte, ok bool, err error)) ([]byte, error) {
-	like, wanted, ok, err := read(g)
-	if err != nil || !ok || len(like) > maxLikeBytes || len(wanted) > maxDiffBytes {
-		return nil, err
+// Difference compresses what is wanted with what is like it as its dictionary.
+// It is empty where that is too much for the receiver.
+func Difference(like, wanted []byte) ([]byte, error) {
+	if len(like) > maxLikeBytes || len(wanted) > maxDiffBytes {
+		return nil, nil
 	}
-	options := []zstd.EOption{zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithWindowSize(maxLikeBytes + maxDiffBytes)}
+	// The encoder begins by clearing memory for all of its window.
+	window := max(zstd.MinWindowSize, 1<<bits.Len(uint(len(like)+len(wanted))))
+	options := []zstd.EOption{zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false),
+		zstd.WithWindowSize(min(window, maxLikeBytes+maxDiffBytes)), zstd.WithLowerEncoderMem(true)}
 	if len(like) >= minDict {
 		options = append(options, zstd.WithEncoderDictRaw(diffDict, like))
 	}

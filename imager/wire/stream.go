@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -18,7 +19,9 @@ import (
 // little. It is safe for concurrent use.
 type Stream struct {
 	mu   sync.Mutex
+	w    io.Writer
 	enc  *zstd.Encoder
+	open bool // a zstd frame of ours has begun
 	head [digest.Size + 4]byte
 }
 
@@ -28,13 +31,17 @@ const endOfAnswer = 1<<32 - 1
 // Stream returns the stream of chunks of this connection.
 func (c *Conn) Stream() *Stream {
 	if c.streamOut == nil {
-		enc, err := zstd.NewWriter(&streamWriter{c: c}, zstd.WithEncoderLevel(streamLevel), zstd.WithEncoderConcurrency(2), zstd.WithWindowSize(streamWindow), zstd.WithEncoderCRC(false))
-		if err != nil {
-			panic("BUG: zstd options: " + err.Error())
-		}
-		c.streamOut = &Stream{enc: enc}
+		c.streamOut = newStream(&streamWriter{c: c}, 2)
 	}
 	return c.streamOut
+}
+
+func newStream(w io.Writer, concurrency int) *Stream {
+	enc, err := zstd.NewWriter(w, zstd.WithEncoderLevel(streamLevel), zstd.WithEncoderConcurrency(concurrency), zstd.WithWindowSize(streamWindow), zstd.WithEncoderCRC(false))
+	if err != nil {
+		panic("BUG: zstd options: " + err.Error())
+	}
+	return &Stream{w: w, enc: enc}
 }
 
 // streamWindow is what the receiver holds of what came before, in bytes.
@@ -51,6 +58,7 @@ func (s *Stream) Add(id digest.ID, data []byte) error {
 }
 
 func (s *Stream) add(id digest.ID, size uint32, data []byte) error {
+	s.open = true
 	copy(s.head[:], id[:])
 	binary.BigEndian.PutUint32(s.head[digest.Size:], size)
 	if _, err := s.enc.Write(s.head[:]); err != nil {
@@ -68,6 +76,49 @@ func (s *Stream) End() error {
 		return err
 	}
 	return s.enc.Flush()
+}
+
+// Splice sends chunks that were compressed before, as a Segment. A stream may
+// be of any number of zstd frames: what was sent before it is of no help to it.
+func (s *Stream) Splice(segment []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open {
+		if err := s.enc.Close(); err != nil {
+			return err
+		}
+		s.enc.Reset(s.w)
+		s.open = false
+	}
+	_, err := s.w.Write(segment)
+	return err
+}
+
+// Segment makes a part of a stream that fits into that of any connection: a
+// zstd frame of its own. It is used for one after another; Add is safe for
+// concurrent use.
+type Segment struct {
+	s   *Stream
+	out bytes.Buffer
+}
+
+// NewSegment returns an empty segment.
+func NewSegment() *Segment {
+	g := &Segment{}
+	g.s = newStream(&g.out, 1)
+	return g
+}
+
+// Add adds one chunk.
+func (g *Segment) Add(id digest.ID, data []byte) error { return g.s.Add(id, data) }
+
+// Take returns what Splice sends, and begins another.
+func (g *Segment) Take() ([]byte, error) {
+	err := g.s.enc.Close()
+	out := bytes.Clone(g.out.Bytes())
+	g.out.Reset()
+	g.s.enc.Reset(&g.out)
+	return out, err
 }
 
 // streamWriter makes frames.

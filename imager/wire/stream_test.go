@@ -167,3 +167,54 @@ func TestSayNoAgent(t *testing.T) {
 		}
 	}
 }
+
+// What was compressed before is spliced into the stream of any connection,
+// between what is compressed for it alone.
+func TestSplice(t *testing.T) {
+	g := NewSegment()
+	var segments [][]byte
+	var data [][]byte
+	for i := range uint64(3) {
+		for j := range uint64(3) {
+			d := noise(10*i+j, 3<<20)
+			data = append(data, d)
+			if err := g.Add(digest.Of(d), d); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s, err := g.Take()
+		if err != nil {
+			t.Fatal(err)
+		}
+		segments = append(segments, s)
+	}
+	if s, err := g.Take(); err != nil || len(s) > 20 {
+		t.Fatalf("an empty segment is of %d bytes: %v", len(s), err)
+	}
+	own := [][]byte{[]byte("own"), noise(100, 5<<20)}
+	for range 2 { // connections
+		a, b := pair(t)
+		for range 3 { // questions
+			go func() {
+				f, err := b.Next(nil)
+				if err == nil {
+					_, err = b.IDs(f)
+				}
+				s := b.Stream()
+				err = errors.Join(err, s.Splice(segments[0]), s.Add(digest.Of(own[0]), own[0]), s.Splice(segments[1]), s.Splice(segments[2]), s.Add(digest.Of(own[1]), own[1]), s.End())
+				if err != nil {
+					t.Error(err)
+				}
+			}()
+			var ids []digest.ID
+			for _, d := range append(data, own...) {
+				ids = append(ids, digest.Of(d))
+			}
+			n := 0
+			err := Puller{a}.Fetch(t.Context(), ids, func(id digest.ID, d []byte) error { n++; return nil })
+			if err != nil || n != len(ids) {
+				t.Fatalf("%d of %d chunks: %v", n, len(ids), err)
+			}
+		}
+	}
+}

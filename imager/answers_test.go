@@ -1,0 +1,130 @@
+package imager
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"ingot/internal/digest"
+)
+
+// load is what comes of asking.
+func load(ctx context.Context, a *answers, key digest.ID, produce func(context.Context) ([]byte, error)) (string, error) {
+	l, err := a.get(ctx, key, produce)
+	if err != nil {
+		return "", err
+	}
+	b, err := l(new([]byte))
+	return string(b), err
+}
+
+// Who gives up does not take the answer from those that wait for it, even when
+// it was made for him.
+func TestWhoAskedFirstGivesUp(t *testing.T) {
+	a := newAnswers(t.TempDir())
+	key := digest.ID{1}
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	var times atomic.Int32
+	produce := func(ctx context.Context) ([]byte, error) {
+		times.Add(1)
+		close(begun)
+		select {
+		case <-goOn:
+			return []byte("made"), nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	first, giveUp := context.WithCancel(t.Context())
+	errs := make(chan error, 1)
+	go func() { _, err := load(first, a, key, produce); errs <- err }()
+	<-begun
+	got := make(chan string, 1)
+	go func() { b, err := load(t.Context(), a, key, produce); got <- b; errs <- err }()
+	waitFor(t, func() bool { a.mu.Lock(); defer a.mu.Unlock(); return a.made[key].asking == 2 })
+	giveUp()
+	if err := <-errs; !errors.Is(err, context.Canceled) {
+		t.Errorf("who gave up: %v", err)
+	}
+	close(goOn)
+	if b, err := <-got, <-errs; b != "made" || err != nil || times.Load() != 1 {
+		t.Errorf("who waited: %q, %v, made %d times", b, err, times.Load())
+	}
+	if err := a.close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// What nobody waits for any more is given up, and made when somebody asks again.
+func TestAllGiveUp(t *testing.T) {
+	a := newAnswers(t.TempDir())
+	key := digest.ID{1}
+	ended := make(chan struct{})
+	ctx, giveUp := context.WithCancel(t.Context())
+	_, err := load(ctx, a, key, func(ctx context.Context) ([]byte, error) {
+		giveUp()
+		<-ctx.Done()
+		close(ended)
+		return nil, ctx.Err()
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("who gave up: %v", err)
+	}
+	<-ended
+	if b, err := load(t.Context(), a, key, func(context.Context) ([]byte, error) { return []byte("again"), nil }); b != "again" || err != nil {
+		t.Errorf("%q, %v", b, err)
+	}
+	if err := a.close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := load(t.Context(), a, digest.ID{2}, nil); err == nil {
+		t.Error("an answer after the end")
+	}
+}
+
+// A failure is told to all that wait, and not kept.
+func TestFailureIsNotKept(t *testing.T) {
+	a := newAnswers(t.TempDir())
+	defer a.close()
+	key, broken := digest.ID{1}, errors.New("broken")
+	if _, err := load(t.Context(), a, key, func(context.Context) ([]byte, error) { return nil, broken }); !errors.Is(err, broken) {
+		t.Errorf("err = %v", err)
+	}
+	for range 2 {
+		if b, err := load(t.Context(), a, key, func(context.Context) ([]byte, error) { return nil, nil }); b != "" || err != nil {
+			t.Errorf("%q, %v", b, err)
+		}
+	}
+	if b, err := load(t.Context(), a, key, func(context.Context) ([]byte, error) { return []byte("other"), nil }); b != "" || err != nil {
+		t.Errorf("an empty answer is one: %q, %v", b, err)
+	}
+}
+
+// The end of a run waits for what is being made.
+func TestCloseEndsTheMaking(t *testing.T) {
+	a := newAnswers(t.TempDir())
+	begun := make(chan struct{})
+	var ended atomic.Bool
+	go load(t.Context(), a, digest.ID{1}, func(ctx context.Context) ([]byte, error) {
+		close(begun)
+		<-ctx.Done()
+		time.Sleep(20 * time.Millisecond)
+		ended.Store(true)
+		return nil, ctx.Err()
+	})
+	<-begun
+	if err := a.close(); err != nil || !ended.Load() {
+		t.Errorf("ended %v, %v", ended.Load(), err)
+	}
+}
+
+func waitFor(t *testing.T, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it does not come to that")
+		}
+	}
+}

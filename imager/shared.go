@@ -1,0 +1,177 @@
+package imager
+
+import (
+	"context"
+	"encoding/binary"
+	"slices"
+	"sync"
+
+	"ingot/imager/wire"
+	"ingot/internal/digest"
+	"ingot/internal/entry"
+	"ingot/internal/manifest"
+)
+
+// Shared is what several nodes that get one image are answered with: each
+// answer is read and compressed once, for whoever asks first. It is made of
+// chunks of the image, out of a source that has nothing which is one node's
+// own. Who may ask for what has to be settled before. A nil Shared has no
+// answers. It is safe for concurrent use.
+type Shared struct {
+	source   Source
+	image    func() (chunkList, error)
+	answers  *answers
+	segments sync.Pool // of *wire.Segment
+	buffers  sync.Pool // of *[]byte, an answer each
+}
+
+// chunkList is the distinct chunks of an image in its order, and where each is.
+type chunkList struct {
+	all []entry.Chunk
+	at  map[digest.ID]uint32
+}
+
+// NewShared shares answers about an image, whose manifest is read when there
+// is something to answer. They are kept in a file in dir that nobody sees.
+func NewShared(image func() (*manifest.Manifest, error), source Source, dir string) *Shared {
+	s := &Shared{source: source, answers: newAnswers(dir), segments: sync.Pool{New: func() any { return wire.NewSegment() }}, buffers: sync.Pool{New: func() any { return new([]byte) }}}
+	s.image = sync.OnceValues(func() (chunkList, error) {
+		m, err := image()
+		if err != nil {
+			return chunkList{}, err
+		}
+		return listChunks(m), nil
+	})
+	return s
+}
+
+// Close frees what is kept. It returns why not all was, if so: it was then
+// made again for each node, which takes longer and harms nothing.
+func (s *Shared) Close() error {
+	if s == nil {
+		return nil
+	}
+	return s.answers.close()
+}
+
+func listChunks(m *manifest.Manifest) chunkList {
+	l := chunkList{at: map[digest.ID]uint32{}}
+	for i := range m.Entries {
+		for _, c := range m.Entries[i].Chunks {
+			if _, ok := l.at[c.ID]; !ok {
+				l.at[c.ID] = uint32(len(l.all))
+				l.all = append(l.all, c)
+			}
+		}
+	}
+	return l
+}
+
+// give sends what of ids is shared, and returns the others.
+func (s *Shared) give(ctx context.Context, to *wire.Stream, ids []digest.ID) (others []digest.ID, err error) {
+	if s == nil || len(ids) == 0 {
+		return ids, nil
+	}
+	image, err := s.image()
+	if err != nil {
+		return nil, err
+	}
+	segments, others := image.segments(ids)
+	ctx, stop := context.WithCancel(ctx) // for those that are made in advance
+	defer stop()
+	buf := s.buffers.Get().(*[]byte)
+	defer s.buffers.Put(buf)
+	return others, wire.InOrder(len(segments), func(i int) (loader, error) {
+		return s.answers.get(ctx, keyOf(segments[i]), func(ctx context.Context) ([]byte, error) { return s.segment(ctx, segments[i]) })
+	}, func(load loader) error {
+		segment, err := load(buf)
+		if err != nil {
+			return err
+		}
+		return to.Splice(segment)
+	})
+}
+
+func (s *Shared) segment(ctx context.Context, ids []digest.ID) ([]byte, error) {
+	z := s.segments.Get().(*wire.Segment)
+	if err := s.source.Fetch(ctx, ids, z.Add); err != nil {
+		return nil, err // without z: somebody may still add to it
+	}
+	out, err := z.Take()
+	s.segments.Put(z)
+	return out, err
+}
+
+// difference answers for one group; ok is false where it is not shared, or
+// cannot be made of what is.
+func (s *Shared) difference(ctx context.Context, group wire.Group) (diff []byte, ok bool, err error) {
+	if s == nil {
+		return nil, false, nil
+	}
+	image, err := s.image()
+	if err != nil {
+		return nil, false, err
+	}
+	if slices.ContainsFunc(group.Wanted, func(id digest.ID) bool { _, ok := image.at[id]; return !ok }) {
+		return nil, false, nil
+	}
+	load, err := s.answers.get(ctx, keyOf(group.Wanted, group.Like), func(ctx context.Context) ([]byte, error) { return difference(ctx, s.source, group) })
+	if err == nil {
+		diff, err = load(new([]byte))
+	}
+	if err != nil {
+		return nil, false, ctx.Err()
+	}
+	return diff, true, nil
+}
+
+// keyOf names what is made of some lists of chunks.
+func keyOf(lists ...[]digest.ID) digest.ID {
+	var b []byte
+	for _, ids := range lists {
+		b = binary.AppendUvarint(b, uint64(len(ids)))
+		for _, id := range ids {
+			b = append(b, id[:]...)
+		}
+	}
+	return digest.Of(b)
+}
+
+// Segments, in bytes of content: a longer one compresses better, the ends of a
+// shorter one are found again sooner where two nodes do not ask for the same.
+const (
+	minSegment  = 12 << 20
+	moreSegment = 4 << 20 // on average
+	maxSegment  = 32 << 20
+)
+
+// segments cuts what is asked for of an image into segments, in its order.
+// Where one ends its last chunk decides: nodes that ask for almost the same
+// have almost all of their segments in common. What is not of the image is apart.
+func (l chunkList) segments(ids []digest.ID) (out [][]digest.ID, others []digest.ID) {
+	asked := make([]bool, len(l.all))
+	for _, id := range ids {
+		if n, ok := l.at[id]; ok {
+			asked[n] = true
+		} else {
+			others = append(others, id)
+		}
+	}
+	var segment []digest.ID
+	size := uint64(0)
+	for n, c := range l.all {
+		if !asked[n] {
+			continue
+		}
+		segment = append(segment, c.ID)
+		size += uint64(c.Size)
+		chance := uint64(binary.BigEndian.Uint32(c.ID[:])) * moreSegment >> 32
+		if size >= maxSegment || size >= minSegment && chance < uint64(c.Size) {
+			out, segment, size = append(out, segment), nil, 0
+		}
+	}
+	if len(segment) > 0 {
+		out = append(out, segment)
+	}
+	return out, others
+}
