@@ -18,6 +18,7 @@ import (
 // take what they need.
 func TestFleet(t *testing.T) {
 	need(t)
+	t.Parallel()
 	f := newFleet(t, 20)
 	t.Run("a release that fails on one in five", f.testBadRelease)
 	t.Run("every kind of ending", f.testEndings)
@@ -34,6 +35,7 @@ type fleet struct {
 
 func newFleet(t *testing.T, n int) *fleet {
 	f := &fleet{base: newBase(t)}
+	f.numbers.next.Store(100) // TestNode's are below
 	f.profile(t, "")
 	for range n {
 		r := f.rig(t, "")

@@ -5,6 +5,7 @@ import "testing"
 // TestNode runs every case on a node of its own.
 func TestNode(t *testing.T) {
 	need(t)
+	t.Parallel()
 	b := newBase(t)
 	cases := map[string]func(*testing.T, *base){}
 	for _, set := range []map[string]func(*testing.T, *base){sshCases(), pushCases(), cutCases(), trialCases(), archCases(), captureCases(), fidelityCases(), hostileCases(), poolCases(), sidesCases(), drainCases(), driftCases()} {

@@ -149,7 +149,7 @@ func (c *crowd) serve(dir string) {
 	keys := filepath.Join(dir, "authorized_keys")
 	run(t, "cp", filepath.Join(c.r.site, ".ingot/keys/id_ed25519.pub"), keys)
 	run(t, "ip", "route", "replace", "local", "10.50.0.0/16", "dev", "lo")
-	config := filepath.Join(dir, "sshd_config")
+	config := filepath.Join(dir, "sshd_config") // it has port 22 of all addresses: other tests' nodes have to wait
 	ok(t, os.WriteFile(config, fmt.Appendf(nil, "Port 22\nListenAddress 0.0.0.0\nHostKey %s\nAuthorizedKeysFile %s\nForceCommand %s\nUsePAM no\nStrictModes no\nMaxStartups 500\nPermitRootLogin yes\nPidFile none\n", key, keys, script), 0o600))
 	cmd := exec.Command("/usr/sbin/sshd", "-D", "-e", "-f", config)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
