@@ -191,7 +191,7 @@ func TestSplice(t *testing.T) {
 	if s, err := g.Take(); err != nil || len(s) > 20 {
 		t.Fatalf("an empty segment is of %d bytes: %v", len(s), err)
 	}
-	own := [][]byte{[]byte("own"), noise(100, 5<<20)}
+	own := [][]byte{[]byte("own"), noise(100, 4<<20)}
 	for range 2 { // connections
 		a, b := pair(t)
 		for range 3 { // questions
