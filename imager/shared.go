@@ -21,6 +21,7 @@ type Shared struct {
 	source   Source
 	image    func() (chunkList, error)
 	answers  *answers
+	least    uint64    // bytes of a segment
 	segments sync.Pool // of *wire.Segment
 	buffers  sync.Pool // of *[]byte, an answer each
 }
@@ -34,7 +35,7 @@ type chunkList struct {
 // NewShared shares answers about an image, whose manifest is read when there
 // is something to answer. They are kept in a file in dir that nobody sees.
 func NewShared(image func() (*manifest.Manifest, error), source Source, dir string) *Shared {
-	s := &Shared{source: source, answers: newAnswers(dir), segments: sync.Pool{New: func() any { return wire.NewSegment() }}, buffers: sync.Pool{New: func() any { return new([]byte) }}}
+	s := &Shared{source: source, least: leastSegment, answers: newAnswers(dir), segments: sync.Pool{New: func() any { return wire.NewSegment() }}, buffers: sync.Pool{New: func() any { return new([]byte) }}}
 	s.image = sync.OnceValues(func() (chunkList, error) {
 		m, err := image()
 		if err != nil {
@@ -76,7 +77,7 @@ func (s *Shared) give(ctx context.Context, to *wire.Stream, ids []digest.ID) (ot
 	if err != nil {
 		return nil, err
 	}
-	segments, others := image.segments(ids)
+	segments, others := image.segments(ids, s.least)
 	ctx, stop := context.WithCancel(ctx) // for those that are made in advance
 	defer stop()
 	buf := s.buffers.Get().(*[]byte)
@@ -137,18 +138,15 @@ func keyOf(lists ...[]digest.ID) digest.ID {
 	return digest.Of(b)
 }
 
-// Segments, in bytes of content: a longer one compresses better, the ends of a
+// leastSegment is how long a segment is at least, in bytes of content; it is a
+// third longer on average. A longer one compresses better, the ends of a
 // shorter one are found again sooner where two nodes do not ask for the same.
-const (
-	minSegment  = 12 << 20
-	moreSegment = 4 << 20 // on average
-	maxSegment  = 32 << 20
-)
+const leastSegment = 12 << 20
 
 // segments cuts what is asked for of an image into segments, in its order.
 // Where one ends its last chunk decides: nodes that ask for almost the same
 // have almost all of their segments in common. What is not of the image is apart.
-func (l chunkList) segments(ids []digest.ID) (out [][]digest.ID, others []digest.ID) {
+func (l chunkList) segments(ids []digest.ID, least uint64) (out [][]digest.ID, others []digest.ID) {
 	asked := make([]bool, len(l.all))
 	for _, id := range ids {
 		if n, ok := l.at[id]; ok {
@@ -165,8 +163,8 @@ func (l chunkList) segments(ids []digest.ID) (out [][]digest.ID, others []digest
 		}
 		segment = append(segment, c.ID)
 		size += uint64(c.Size)
-		chance := uint64(binary.BigEndian.Uint32(c.ID[:])) * moreSegment >> 32
-		if size >= maxSegment || size >= minSegment && chance < uint64(c.Size) {
+		chance := uint64(binary.BigEndian.Uint32(c.ID[:])) * (least / 3) >> 32
+		if size >= 3*least || size >= least && chance < uint64(c.Size) {
 			out, segment, size = append(out, segment), nil, 0
 		}
 	}
