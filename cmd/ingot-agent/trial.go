@@ -48,6 +48,7 @@ func switchTo(ctx context.Context, conn *wire.Conn, n *rollback.Node, plan *roll
 			return done, &asBeforeError{err}
 		}
 	}
+	conn.Send(wire.KindProgress, wire.Progress{Task: "exchange"}) // nobody need be there any more
 	start := time.Now()
 	g, err := n.Switch(context.WithoutCancel(ctx), plan)
 	if err != nil {

@@ -55,7 +55,7 @@ func TestPowerCutInTheSwitch(t *testing.T) {
 // cutAtTheSwitch pushes and pulls the cord when the agent says that it switches.
 func (b *bench) cutAtTheSwitch() {
 	b.t.Helper()
-	if _, err := b.pushUntil("app:2", "n1: switch", func(push *os.Process) {
+	if _, err := b.pushUntil("app:2", "n1: exchange", func(push *os.Process) {
 		time.Sleep(30 * time.Millisecond)
 		b.must(b.rack.PowerOff("n1"))
 		b.must(push.Kill()) // it would wait for the node to come back

@@ -59,7 +59,7 @@ func TestBadReleases(t *testing.T) {
 		})
 	}
 	t.Run("reset in the switch", func(t *testing.T) {
-		b.resetDuring(t, "app:libc", "n1: switch", 60*time.Millisecond)
+		b.resetDuring(t, "app:libc", "n1: exchange", 60*time.Millisecond)
 		b.cameBack(t, want)
 	})
 	if !long() {
