@@ -248,7 +248,7 @@ func notes() map[string]string {
 	}
 }
 
-const machinesNote = "A machine of the rack (QEMU without KVM, two processors), each thing measured once. The release has 420 other files, another kernel and initramfs. Until it runs, is reached by a new login and is confirmed; bytes on the machine's cable and to its disk. `installed anew` is the whole installation of the same release, from reset to login."
+const machinesNote = "A machine of the rack (QEMU without KVM, two processors), each thing measured once. The release has 420 other files, another kernel and initramfs. Until it runs, is reached by a new login and is confirmed; bytes on the machine's cable and to its disk. `installed anew` is the whole installation of the image that the release was made of, from reset to login."
 
 const fleetNote = "Small nodes, each with a tree of its own in memory (104 files, half a megabyte) and an address of its own; one OpenSSH server starts the real agent in the tree whose address was dialled. " +
 	"All of it, controller, server and agents, shares this machine's processors; sixteen nodes at once, pushes with the usual confirmation over a second connection. Measured once."
