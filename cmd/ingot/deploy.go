@@ -176,7 +176,7 @@ func (d *deployment) run(ctx context.Context) ([]outcome, fleet.Stop) {
 		d.started(i)
 		results[i] = d.oneNode(ctx, i)
 		d.ended(i, results[i])
-		d.show.node(results[i])
+		d.show.node(d.id, results[i])
 		return results[i].result()
 	}, func(wave int, done fleet.WaveDone, wait time.Duration) { d.show.wave(d, wave, done, wait) })
 	return results, stop
@@ -298,8 +298,8 @@ func (d *deployment) summary() string {
 		name = fmt.Sprintf("deployment %d: ", d.id)
 	}
 	text := name + d.plan.Work.String() + " on " + count(len(d.nodes), "node")
-	if n := len(d.rows); n > 0 && d.rows[n-1].Wave > 0 {
-		text += fmt.Sprintf(" in %d waves", d.rows[n-1].Wave-d.rows[0].Wave+1)
+	if waves := d.rows[len(d.rows)-1].Wave - d.rows[0].Wave + 1; waves > 1 {
+		text += fmt.Sprintf(" in %d waves", waves)
 	}
 	return text
 }

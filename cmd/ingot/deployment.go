@@ -21,7 +21,7 @@ func (p *program) deploymentCommand() *cli.Command {
 			flags:    []cli.Flag{&cli.IntFlag{Name: "last", Usage: "the last `N`; 0: all", Value: 20}, jsonFlag()}, run: p.deploymentList}.command(),
 		verb{name: "show", usage: "show how each node of a deployment ended, and why", args: "ID|last",
 			about: `Shows a deployment node by node: done, unchanged, reverted (why), failed (why, and in which state the
-  node is), drained (done, but not back in service), interrupted, not tried; what the health checks found;
+  node is), unreachable, drained (done, but not back in service), interrupted, not tried; what the health checks found;
   and which nodes are still drained.`,
 			examples: []string{"ingot deployment show 42", "ingot deployment show last"},
 			flags:    []cli.Flag{jsonFlag()}, run: p.deploymentShow}.command(),

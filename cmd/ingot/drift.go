@@ -11,7 +11,6 @@ import (
 
 	"ingot/imager"
 	"ingot/imager/wire"
-	"ingot/inventory"
 	"ingot/site"
 )
 
@@ -159,15 +158,9 @@ func (p *program) repairNode(w *world, x work) nodeAction {
 		if err != nil {
 			return err
 		}
-		talk := p.talk(ctx, w, j, nil)
-		settle, err := j.drains.around(ctx, j, &talk)
-		if err != nil {
-			return err
-		}
-		j.out.Plan, j.out.Done, err = imager.Repair(ctx, j.s.conn, req, &lostSource{w: w, node: j.node}, talk)
-		g := j.out.Done.Generation
-		err = settle(p.switched(ctx, w, j, req, after, err, inventory.Generation{Ref: g.Ref, Image: g.Image.String(),
-			Overlay: g.Overlay.String(), Within: g.Within, Mode: g.Mode, Kind: "repair"}))
+		err = p.changed(ctx, w, j, req, after, nil, func(talk imager.Talk) (wire.Plan, wire.Done, error) {
+			return imager.Repair(ctx, j.s.conn, req, &lostSource{w: w, node: j.node}, talk)
+		}, again("repair"))
 		if err != nil || req.DryRun || req.Within != "" || j.out.Done.NextBoot {
 			return err
 		}

@@ -30,9 +30,12 @@ func (p *program) pushCommand() *cli.Command {
   the installation made on the node (fstab, boot loader, results of scripts) are not touched. Files
   that were changed on the node by hand refuse the push, by name, unless --keep or --take decides.
 
-  Several nodes are done at once (--parallel). When one fails, those under way are finished and no
-  further ones are begun; each is reported: done, unchanged, failed, not tried. After Ctrl-C no node
-  begins its switch, and one that has begun finishes it.
+  Several nodes are done at once (--parallel), in waves where --canary or --batch says so. When more fail
+  than --max-failures (none), those under way are finished and no further ones are begun; each is reported:
+  done, unchanged, drained, reverted, failed, unreachable, not tried. After Ctrl-C no node begins its
+  switch, and one that has begun finishes it. ` + "`ingot deployment resume`" + ` goes on, also where we were killed,
+  and ` + "`ingot deployment undo`" + ` takes back what was done. While nodes are worked at nobody else is let at them.
+  With --json standard output has a line of JSON for each event.
 
   After its switch a node waits for a confirmation (--confirm): we come back to it over a new
   connection. Where we cannot, since the release broke sshd or the network, the node goes back by
@@ -51,7 +54,7 @@ func (p *program) pushCommand() *cli.Command {
   else is refused unless --force says so: what the image lacks goes, though a rollback brings it back.
   The directories that this machine runs from (/, /usr, /etc ...) and those that hold the site are
   always refused. Who is not root gets what he can have (his own files, no devices) and is told the rest.`,
-		examples: []string{"ingot push web:2 n1 --dry-run", "ingot push web:2 n1", "ingot push web:2 @web --take '/etc/nginx/**'", "ingot push web:2 @web --path /srv/www",
+		examples: []string{"ingot push web:2 n1 --dry-run", "ingot push web:2 n1", "ingot push web:2 @web --canary 1 --batch 25% --max-failures 2 --auto-rollback wave", "ingot push web:2 @web --take '/etc/nginx/**'", "ingot push web:2 @web --path /srv/www",
 			"ingot push web:2 --dir /mnt"},
 		flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "path", Usage: "only `PATH` of the image, such as /srv/www"},
@@ -63,11 +66,12 @@ func (p *program) pushCommand() *cli.Command {
 
 func (p *program) rollbackCommand() *cli.Command {
 	return verb{name: "rollback", usage: "take nodes, or a directory, back to an earlier generation", args: "[NODES]",
-		about: `Takes each node back to the generation before, or to --to N, from what the node keeps itself: no
-  bytes move, unless an undo copy is damaged: then the content comes from the store. The rollback is a
-  generation of its own, so it can be rolled back too. Nodes are drained as in a push. On the node's console, with no server at all,
-  ` + "`/.ingot/agent rollback`" + ` does the same. With --dir it is a directory that ` + "`ingot push --dir`" + ` has written.`,
-		examples: []string{"ingot rollback n1", "ingot rollback @web", "ingot rollback n1 --to 3", "ingot rollback n1 --dry-run", "ingot rollback --dir /mnt"},
+		about: `Takes each node back to the generation before, or to the one that --to names, from what the node keeps
+  itself: no bytes move, unless an undo copy is damaged: then the content comes from the store. The
+  rollback is a generation of its own, so it can be rolled back too. With --deployment all nodes go back
+  that a deployment has changed, each to what it was before. Nodes are done in waves, and drained, as in a
+  push. On the node's console, with no server at all, ` + "`/.ingot/agent rollback`" + ` does the same. With --dir it is a directory that ` + "`ingot push --dir`" + ` has written.`,
+		examples: []string{"ingot rollback n1", "ingot rollback @web", "ingot rollback n1 --to 3", "ingot rollback n[01-16] --to web:2026-11-01", "ingot rollback --deployment last", "ingot rollback n1 --dry-run", "ingot rollback --dir /mnt"},
 		flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "to", Usage: "the generation `N`, or the newest one of an image", DefaultText: "the one before"},
 			&cli.StringFlag{Name: "deployment", Usage: "no NODES: take back what the deployment `ID` made of its nodes; last: the newest"},
@@ -120,6 +124,9 @@ func (p *program) push(c *cli.Context) error {
 
 func (p *program) rollback(c *cli.Context) error {
 	if c.IsSet("deployment") {
+		if c.IsSet("to") || c.IsSet("dir") {
+			return usagef("%s: --deployment takes each node back to what it was before: neither --to nor --dir goes with it", c.Command.HelpName)
+		}
 		return p.undo(c, c.String("deployment"), 0)
 	}
 	if err := wantNodesOrDir(c, 0); err != nil {

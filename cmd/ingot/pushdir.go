@@ -60,6 +60,10 @@ func (p *program) rollbackDir(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	to, err := generationNumber(c.String("to"))
+	if err != nil {
+		return err
+	}
 	w, err := openWorld(c)
 	var src imager.Source // for damaged undo copies; the rest is in the directory
 	if err == nil {
@@ -74,7 +78,7 @@ func (p *program) rollbackDir(c *cli.Context) error {
 		if err := recovered(c, n, bar); err != nil {
 			return err
 		}
-		plan, err := n.PlanRollback(c.Context, c.Int("to"), policy, operator())
+		plan, err := n.PlanRollback(c.Context, to, policy, operator())
 		if err != nil {
 			return err
 		}

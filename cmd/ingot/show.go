@@ -46,7 +46,8 @@ type event struct {
 }
 
 type nodeEvent struct {
-	Event string `json:"event"`
+	Event      string `json:"event"`
+	Deployment int64  `json:"deployment,omitempty"`
 	outcome
 }
 
@@ -82,13 +83,13 @@ func (s *show) begin(d *deployment) {
 }
 
 // node says how one fared, as soon as it is known.
-func (s *show) node(out outcome) {
+func (s *show) node(id int64, out outcome) {
 	if s.quiet && out.err == nil {
 		return
 	}
 	s.p.report(s.screen, out, reporting{json: s.json != nil, dry: s.dry, only: s.only})
 	if s.json != nil {
-		s.json.put(nodeEvent{"node", out})
+		s.json.put(nodeEvent{"node", id, out})
 	}
 }
 
@@ -139,7 +140,7 @@ func (s *show) end(d *deployment, results []outcome, stop fleet.Stop, back int64
 	}
 	for _, r := range results {
 		if r.State == stateNotTried {
-			s.json.put(nodeEvent{"node", r})
+			s.json.put(nodeEvent{"node", d.id, r})
 		}
 	}
 	s.json.put(struct {

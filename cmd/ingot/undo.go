@@ -101,7 +101,7 @@ func (p *program) undo(c *cli.Context, of string, args int) error {
 		return err
 	}
 	x := workOf(c, "rollback")
-	d, err := p.undoOf(w, dep, x, policy, func(n inventory.DeploymentNode) bool { return true })
+	d, err := p.undoOf(w, dep, plan{Work: x, Policy: policy, BWLimit: c.String("bwlimit")}, func(n inventory.DeploymentNode) bool { return true })
 	if err != nil {
 		return err
 	}
@@ -128,9 +128,9 @@ func (w *world) notUnderWay(dep inventory.Deployment) error {
 
 // undoOf is the deployment that takes back what another made of those of its
 // nodes that which says.
-func (p *program) undoOf(w *world, dep inventory.Deployment, x work, policy fleet.Policy, which func(inventory.DeploymentNode) bool) (*deployment, error) {
-	x.Undo = dep.ID
-	d := &deployment{p: p, w: w, plan: plan{Work: x, Policy: policy}}
+func (p *program) undoOf(w *world, dep inventory.Deployment, how plan, which func(inventory.DeploymentNode) bool) (*deployment, error) {
+	how.Work.Undo = dep.ID
+	d := &deployment{p: p, w: w, plan: how}
 	for _, n := range dep.Nodes {
 		if n.Was == 0 || n.State == stateUnchanged || !which(n) { // nothing was planned for it
 			continue
@@ -142,7 +142,7 @@ func (p *program) undoOf(w *world, dep inventory.Deployment, x work, policy flee
 		d.nodes = append(d.nodes, node)
 		d.rows = append(d.rows, inventory.DeploymentNode{Node: n.Node, Target: n.Was})
 	}
-	for i, wave := range policy.Waves(len(d.nodes)) {
+	for i, wave := range how.Policy.Waves(len(d.nodes)) {
 		d.rows[i].Wave = wave
 	}
 	return d, nil
@@ -164,9 +164,9 @@ func (d *deployment) takeBack(c *cli.Context, results []outcome, stop fleet.Stop
 		return 0, err
 	}
 	x := d.plan.Work
-	back := work{Kind: "rollback", Take: x.Take, Keep: x.Keep, NoReboot: x.NoReboot}
+	back := work{Kind: "rollback", Take: x.Take, Keep: x.Keep, NoReboot: x.NoReboot, NoDrain: x.NoDrain}
 	policy := fleet.Policy{Parallel: d.plan.Policy.Parallel, MaxFailures: len(d.nodes)} // what fails stays behind: the others are to be well
-	u, err := d.p.undoOf(d.w, dep, back, policy, func(n inventory.DeploymentNode) bool {
+	u, err := d.p.undoOf(d.w, dep, plan{Work: back, Policy: policy, BWLimit: d.plan.BWLimit}, func(n inventory.DeploymentNode) bool {
 		return n.State == stateDone && (mode == fleet.BackAll || n.Wave == stop.Wave)
 	})
 	if err != nil || len(u.nodes) == 0 {

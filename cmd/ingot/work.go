@@ -74,12 +74,9 @@ func (x *work) to(ctx context.Context, w *world, text string) error {
 	if text == "" {
 		return nil
 	}
-	if n, err := strconv.Atoi(text); err == nil {
-		if n < 1 {
-			return usagef("--to %s: want the number of a generation, or an image", text)
-		}
-		x.To = n
-		return nil
+	if _, err := strconv.Atoi(text); err == nil {
+		x.To, err = generationNumber(text)
+		return err
 	}
 	id, err := resolveImage(ctx, w, text)
 	if err != nil && !errors.Is(err, store.ErrMissing) { // nodes may keep what the store does not
@@ -87,6 +84,18 @@ func (x *work) to(ctx context.Context, w *world, text string) error {
 	}
 	x.Ref, x.Image = text, id
 	return nil
+}
+
+// generationNumber reads the number of a generation; "" is 0.
+func generationNumber(text string) (int, error) {
+	if text == "" {
+		return 0, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		return 0, usagef("--to %q: want the number of a generation, or of nodes an image", text)
+	}
+	return n, nil
 }
 
 // ask is the part of a request that all kinds of work have.
@@ -153,14 +162,31 @@ func (p *program) pushNode(w *world, x work, image *release) nodeAction {
 				return err
 			}
 		}
-		talk := p.talk(ctx, w, j, nil)
-		settle, err := j.drains.around(ctx, j, &talk)
-		if err != nil {
-			return err
-		}
-		j.out.Plan, j.out.Done, err = imager.Push(ctx, j.s.conn, req, t.Target, talk)
-		return settle(p.switched(ctx, w, j, req, t.after, err, inventory.Generation{Ref: req.Ref, Image: t.image.String(),
-			Overlay: req.Overlay.String(), Within: x.Path, Mode: "live", Kind: "push"}))
+		return p.changed(ctx, w, j, req, t.after, nil, func(talk imager.Talk) (wire.Plan, wire.Done, error) {
+			return imager.Push(ctx, j.s.conn, req, t.Target, talk)
+		}, func(wire.Generation) inventory.Generation {
+			return inventory.Generation{Ref: req.Ref, Image: t.image.String(), Overlay: req.Overlay.String(), Within: x.Path, Mode: "live", Kind: "push"}
+		})
+	}
+}
+
+// changed asks a node to change, drained for its switch, and follows what
+// becomes of it; made is what its new generation is recorded as.
+func (p *program) changed(ctx context.Context, w *world, j *nodeJob, req wire.Request, after *aftercare, is func([]wire.Generation) error,
+	ask func(imager.Talk) (wire.Plan, wire.Done, error), made func(wire.Generation) inventory.Generation) error {
+	talk := p.talk(ctx, w, j, is)
+	settle, err := j.drains.around(ctx, j, &talk)
+	if err != nil {
+		return err
+	}
+	j.out.Plan, j.out.Done, err = ask(talk)
+	return settle(p.switched(ctx, w, j, req, after, err, made(j.out.Done.Generation)))
+}
+
+// again records a generation that is of what the node had before.
+func again(kind string) func(wire.Generation) inventory.Generation {
+	return func(g wire.Generation) inventory.Generation {
+		return inventory.Generation{Ref: g.Ref, Image: g.Image.String(), Overlay: g.Overlay.String(), Within: g.Within, Mode: g.Mode, Kind: kind}
 	}
 }
 
@@ -186,15 +212,9 @@ func (p *program) rollbackNode(w *world, x work) nodeAction {
 		case x.Ref != "":
 			is = func(kept []wire.Generation) error { return runsAlready(kept, x) }
 		}
-		talk := p.talk(ctx, w, j, is)
-		settle, err := j.drains.around(ctx, j, &talk)
-		if err != nil {
-			return err
-		}
-		j.out.Plan, j.out.Done, err = imager.Rollback(ctx, j.s.conn, req, &lostSource{w: w, node: j.node}, talk)
-		g := j.out.Done.Generation
-		return settle(p.switched(ctx, w, j, req, after, err, inventory.Generation{Ref: g.Ref, Image: g.Image.String(),
-			Overlay: g.Overlay.String(), Within: g.Within, Mode: g.Mode, Kind: "rollback"}))
+		return p.changed(ctx, w, j, req, after, is, func(talk imager.Talk) (wire.Plan, wire.Done, error) {
+			return imager.Rollback(ctx, j.s.conn, req, &lostSource{w: w, node: j.node}, talk)
+		}, again("rollback"))
 	}
 }
 
