@@ -319,6 +319,22 @@ func (f *fleet) testTwoOperators(t *testing.T) {
 		t.Errorf("the first: %s", res)
 	}
 	f.are(t, f.nodes[:2], three)
+
+	// What one left undone is not done over what another has done since.
+	f.must(t, 0, "push", "web:2", names(f.nodes[:3]), "--parallel", "3")
+	put(t, two.node.root, "etc/motd", "mine\n")
+	f.must(t, 3, "push", "web:1", names(f.nodes[:3]), "--order", names(f.nodes[:3]), "--parallel", "1")
+	left := fmt.Sprint(f.shown(t, "last").ID)
+	f.must(t, 0, "push", "web:3", f.nodes[2].name)
+	if res := f.must(t, 1, "deployment", "resume", left); !strings.Contains(res.err, f.nodes[2].name+" (deployment ") {
+		t.Errorf("resumed over another deployment: %s", res)
+	}
+	f.are(t, f.nodes[2:3], three)
+	if res := f.must(t, 0, "deployment", "undo", left); strings.Count(res.out, "switched in") != 1 {
+		t.Errorf("of it one node was done: %s", res)
+	}
+	f.are(t, f.nodes[:1], f.v2)
+	f.must(t, 0, "push", "web:2", two.name, "--take", "/etc/motd")
 }
 
 // The controller is killed at moments spread over a deployment. Each time it is
@@ -338,11 +354,17 @@ func (f *fleet) testKilled(t *testing.T) {
 	r.t = t
 	for i := range moments {
 		at := whole * time.Duration(2*i+1) / time.Duration(2*moments)
+		before := f.shown(t, "last").ID
 		cmd, ended := r.start(args...)
 		time.Sleep(at)
 		_ = cmd.Process.Signal(syscall.SIGKILL) // it may have ended just now
 		<-ended
 		s := f.shown(t, "last")
+		if s.ID == before { // it had not come to its record, and so to no node
+			t.Logf("killed after %s: nothing was recorded", at.Round(time.Millisecond))
+			f.are(t, nodes, f.v1)
+			continue
+		}
 		id := strconv.FormatInt(s.ID, 10)
 		n := map[string]int{}
 		for _, x := range s.Nodes {
