@@ -85,7 +85,7 @@ func (b *base) rig(t *testing.T, root string) *rig {
 // write writes the file of a node of the site.
 func (r *rig) write(name, address string, number int) {
 	r.t.Helper()
-	text := fmt.Sprintf("nics:\n  - {name: eth0, mac: \"52:54:00:00:00:%02x\", network: rack, address: %s, boot: true}\n", number, address)
+	text := fmt.Sprintf("nics:\n  - {name: eth0, mac: \"52:54:00:00:%02x:%02x\", network: rack, address: %s, boot: true}\n", number>>8, number&255, address)
 	path := filepath.Join(r.site, "nodes", name+".yaml")
 	ok(r.t, os.WriteFile(path+".new", []byte(text), 0o644))
 	ok(r.t, os.Rename(path+".new", path))
