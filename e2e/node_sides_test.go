@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -211,6 +212,8 @@ func testSides(t *testing.T, b *base, subvolumes bool) {
 	}
 	r.starts(sides.Env{Side: sides.A, Try: sides.B})
 
+	r.testTried()
+
 	r.node.do("/bin/busybox", "umount", "-l", "/"+sides.SharedDir)
 	r.fails(1, []string{"what both sides share", "it is not mounted"}, "push", "web:2", r.name, "--no-reboot", "--keep", "/etc/motd")
 	r.fails(1, []string{"what both sides share"}, "image", "capture", "root@"+r.name+":/", "without:1")
@@ -244,4 +247,59 @@ func (r *sidesRig) pushBesideAnother(other string, subvolumes bool) outcome {
 		r.t.Fatalf("the push that was first: %s", res)
 	}
 	return list[0]
+}
+
+// testTried has the side that runs be on trial, as after a start that the
+// controller did not live to see: the same push confirms it, another one is
+// refused, and a rollback has the machine start as it was.
+func (r *sidesRig) testTried() {
+	r.t.Helper()
+	r.must("rollback", r.name) // what waits for the next start
+	dir := filepath.Join(r.t.TempDir(), "shared")
+	mounted(r.t, r.shared, dir, "-o", r.option)
+	ok(r.t, os.Remove(filepath.Join(dir, "ingot/generations-b.json"))) // this is the newest side
+	now := time.Now()
+	try := &sides.Trial{Side: sides.A, Generation: r.last().Number, From: r.last().Number - 1, Window: time.Hour, Made: now, Starts: []time.Time{now}, Up: now, Looked: now}
+	ok(r.t, try.Write(dir))
+	ok(r.t, sides.WriteEnv(r.env, sides.Env{Side: sides.B}))
+	busy := fmt.Sprintf("generation %d, waits to be started or confirmed", try.Generation)
+	for _, args := range [][]string{{"push", "web:2", r.name}, {"push", "web:1", r.name, "--no-reboot"}, {"rollback", r.name, "--to", "1000"}, {"rollback", r.name, "--no-reboot"}} {
+		r.fails(4, []string{busy}, args...)
+	}
+	if out := r.mustJSON("push", "web:1", r.name, "--dry-run"); len(out.Plan.Changes) > 0 || !strings.Contains(strings.Join(out.Plan.Notes, ""), "is to be confirmed") {
+		r.t.Errorf("a dry run of what is on trial: %+v", out.Plan)
+	}
+	r.starts(sides.Env{Side: sides.B})
+	r.must("push", "web:1", r.name)
+	r.starts(sides.Env{Side: sides.A})
+	if t, err := sides.ReadTrial(dir); err != nil || t.Open() || t.By == "" {
+		r.t.Errorf("confirmed by the same push: %+v, %v", t, err)
+	}
+
+	ok(r.t, try.Write(dir))
+	ok(r.t, sides.WriteEnv(r.env, sides.Env{Side: sides.B}))
+	if out := r.must("rollback", r.name, "--dry-run"); !strings.Contains(out.out+out.err, "it is given up") {
+		r.t.Errorf("a dry run of leaving: %s", out)
+	}
+	r.fails(5, []string{"the other side is not of web:2"}, "rollback", r.name, "--to", "web:2")
+	_, ended := r.start("rollback", r.name)
+	eventually(r.t, "the node goes down", func() bool {
+		t, err := sides.ReadTrial(dir)
+		return err == nil && strings.HasPrefix(t.Reason, "taken back by ")
+	})
+	r.node.cmd.Wait() // it ends by itself
+	// The other side starts: here it has the same disk, and another name.
+	t, err := sides.ReadTrial(dir)
+	ok(r.t, err)
+	t.Side = sides.B
+	ok(r.t, t.Write(dir))
+	ok(r.t, sides.WriteEnv(r.env, sides.Env{Side: sides.A}))
+	r.node.on()
+	if res := <-ended; res.code != 0 || !strings.Contains(res.out, fmt.Sprintf("generation %d is web:1", try.Generation+1)) {
+		r.t.Errorf("the rollback of what is on trial: %s", res)
+	}
+	if g := r.last(); g.Kind != "revert" || !strings.HasPrefix(g.Reason, "taken back by ") {
+		r.t.Errorf("the generation after it: %+v", g)
+	}
+	ok(r.t, unix.Unmount(dir, 0))
 }

@@ -48,6 +48,12 @@ func pushSide(ctx context.Context, conn *wire.Conn, conf *sides.Config, t rollba
 	if req.Within != "" {
 		return errors.New("a part of an image cannot be pushed to a node with two sides: push all of it")
 	}
+	if on, err := tried(conf); on != nil || err != nil {
+		if err != nil {
+			return err
+		}
+		return pushTried(conn, on, req)
+	}
 	return withPair(conf, true, func(p *pair) (err error) {
 		p.here.Retention = retention(req)
 		if t.Manifest, err = targetOf(conn, p.here, req); err != nil {
@@ -301,16 +307,21 @@ func stay(conf *sides.Config, by string) error {
 
 // giveUp notes why the side that runs does not stay, and starts the machine anew.
 func giveUp(why string) {
+	if errors.Is(noteReason(why), sides.ErrOver) {
+		return
+	}
+	restart()
+}
+
+// noteReason notes why the side that runs does not stay: its guard starts the machine anew.
+func noteReason(why string) error {
 	_, err := sides.Change(shared, func(t *sides.Trial) error {
 		if t.Reason == "" {
 			t.Reason = why
 		}
 		return nil
 	})
-	if errors.Is(err, sides.ErrOver) {
-		return
-	}
-	restart()
+	return err
 }
 
 // sideList is where a side leaves the list of its generations for the other one.
@@ -360,5 +371,6 @@ func allGenerations(n *rollback.Node) ([]wire.Generation, error) {
 	}
 	list = slices.DeleteFunc(append(list, more...), func(g wire.Generation) bool { return g.Kind == "found" })
 	slices.SortStableFunc(list, func(a, b wire.Generation) int { return a.Number - b.Number })
-	return slices.CompactFunc(list, func(a, b wire.Generation) bool { return a.Number == b.Number }), nil // a side that began as a snapshot has those of the other one
+	list = slices.CompactFunc(list, func(a, b wire.Generation) bool { return a.Number == b.Number }) // a side that began as a snapshot has those of the other one
+	return list, onTrial(conf, list)
 }

@@ -22,6 +22,12 @@ func backSide(ctx context.Context, conn *wire.Conn, conf *sides.Config, req wire
 	if t, err := sides.ReadTrial(shared); err == nil && t.Waits() && t.Side != conf.Side {
 		return forgo(conn, conf, t, req)
 	}
+	if on, err := tried(conf); on != nil || err != nil {
+		if err != nil {
+			return err
+		}
+		return backTried(conn, on, req)
+	}
 	return withPair(conf, false, func(p *pair) error {
 		p.here.Retention = retention(req)
 		if err := conn.SendKept(kept(p.here)); err != nil {
@@ -114,6 +120,14 @@ func backHere(c *cli.Context, conf *sides.Config, policy rollback.Policy) error 
 		}
 		fmt.Fprintf(c.App.Writer, "generation %d of side %s is not tried at the next start\n", t.Generation, t.Side)
 		return settleSide(conf)
+	}
+	if on, err := tried(conf); on != nil || err != nil {
+		if err != nil || c.Bool("dry-run") {
+			return err
+		}
+		fmt.Fprintf(c.App.Writer, "generation %d is given up, and the machine starts anew as generation %d\n", on.Generation, on.From)
+		giveUp("taken back on the console")
+		return nil
 	}
 	booting := false
 	err := withPair(conf, false, func(p *pair) error {

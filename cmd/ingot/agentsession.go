@@ -66,8 +66,10 @@ func (s *agentSession) explain(err error) error {
 	if text := s.proc.Stderr(); text != "" {
 		return fmt.Errorf("the agent ended: %s", text)
 	}
-	return fmt.Errorf("the connection broke: %v", err) // explained: the end of a stream no longer
+	return fmt.Errorf("%w: %v", errBroke, err) // explained: the end of a stream no longer
 }
+
+var errBroke = errors.New("the connection broke")
 
 // address returns the IP address of a node: the static one of its NICs, bonds
 // or VLANs, else the newest lease of any of its NICs.

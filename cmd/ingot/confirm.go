@@ -51,6 +51,8 @@ func (p *program) switched(ctx context.Context, w *world, j *nodeJob, req wire.R
 	switch {
 	case err != nil && !lost || req.DryRun:
 		return err
+	case out.Plan.Leaves:
+		return p.left(ctx, w, j, req, begun)
 	case lost: // it may have switched, or not: it is asked
 		out.Done.Generation.Number, out.Done.Trial = out.Plan.Next, true
 		p.say("%s: the connection broke in the switch: %v", n.Name, err)
@@ -68,9 +70,8 @@ func (p *program) switched(ctx context.Context, w *world, j *nodeJob, req wire.R
 	case !out.Done.Trial:
 		return p.unwell(n, out.Done.Health)
 	}
-	alive, giveUp := context.WithCancel(context.WithoutCancel(ctx)) // what has switched is not left half way
+	alive, giveUp := notHalfWay(ctx)
 	defer giveUp()
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(switchWait, giveUp) })()
 	window := req.Confirm + health.Budget(req.Checks)
 	if out.Plan.Boots {
 		window += bootWait
@@ -80,6 +81,32 @@ func (p *program) switched(ctx context.Context, w *world, j *nodeJob, req wire.R
 	out.Done.Health = append(orNone(done.Health, out.Done.Health), said...)
 	if err == nil {
 		out.Done.Generation, out.Done.Trial = done.Generation, false
+	}
+	return err
+}
+
+// notHalfWay is a context for what has switched and is not to be left half way:
+// it ends a while after ctx.
+func notHalfWay(ctx context.Context) (alive context.Context, giveUp func()) {
+	alive, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(switchWait, cancel) })
+	return alive, func() { stop(); cancel() }
+}
+
+// left waits until a node that leaves what was on trial has come back. Where the
+// connection broke before it was told, it is told now.
+func (p *program) left(ctx context.Context, w *world, j *nodeJob, req wire.Request, begun time.Time) error {
+	alive, giveUp := notHalfWay(ctx)
+	defer giveUp()
+	out := j.out
+	_, err := p.confirm(alive, w, trial{j.node, out.Plan.From, req.Confirm + bootWait, begun}, "taken back by "+req.By, j.bar)
+	var back *revertedError
+	switch {
+	case errors.As(err, &back):
+		out.Done.Generation = back.as
+		return nil
+	case err == nil:
+		return errors.New("it was told to start as it was, and has confirmed what it runs")
 	}
 	return err
 }
@@ -185,7 +212,7 @@ func whatBecame(kept []wire.Generation, t trial, err error) error {
 	now := kept[len(kept)-1]
 	switch {
 	case now.Number > t.number && now.Kind == "revert":
-		return &revertedError{reason: now.Reason, now: now.Number}
+		return &revertedError{reason: now.Reason, now: now.Number, as: now}
 	case now.Number < t.number:
 		return &unswitchedError{now.Number}
 	case now.Number > t.number:
@@ -197,7 +224,8 @@ func whatBecame(kept []wire.Generation, t trial, err error) error {
 // revertedError says that a node has gone back to the generation before.
 type revertedError struct {
 	reason string
-	now    int // generation
+	now    int             // generation
+	as     wire.Generation // the same, where the node said more
 }
 
 func (e *revertedError) Error() string {

@@ -28,6 +28,8 @@ type deployment struct {
 	drains *drainage
 	show   *show
 
+	inWork map[string]bool // by node: when whoever worked at it before was killed
+
 	mu     sync.Mutex
 	rows   []inventory.DeploymentNode // beside nodes, as recorded
 	failed int                        // before

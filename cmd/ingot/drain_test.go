@@ -106,7 +106,7 @@ func TestSettle(t *testing.T) {
 		{"it cannot be put back", "true", "exit 4", nil, true, "it is generation 3, and still out of service: undrain: step 1 (exit 4): exit status 4", true, ""},
 		{"neither", "exit 3", "exit 4", nil, false, "drain: step 1 (exit 3): exit status 3; it stays drained until `ingot undrain n1`", true, ""},
 		{"not known", "true", "true", switched, true, switched.Error() + "; it stays drained until `ingot undrain n1`", true, switched.Error()},
-		{"reverted, and cannot be put back", "true", "exit 4", &revertedError{"a check", 5}, true, "reverted, as generation 5: a check; it stays drained until `ingot undrain n1`", true, ""},
+		{"reverted, and cannot be put back", "true", "exit 4", &revertedError{reason: "a check", now: 5}, true, "reverted, as generation 5: a check; it stays drained until `ingot undrain n1`", true, ""},
 	} {
 		s, said := settling(t, tc.drain, tc.undrain)
 		_, err := s.takeOut(t.Context())

@@ -126,6 +126,9 @@ func (d *deployment) oneNode(ctx context.Context, i int) (out outcome) {
 		return d.planned(i, plan)
 	}}
 	err := d.onNode(ctx, j)
+	for d.waits(ctx, j, err, start) {
+		err = d.onNode(ctx, j)
+	}
 	told := j.bar.switching()
 	j.bar.end()
 	out.end(err, ctx.Err(), told)
@@ -206,6 +209,24 @@ func (d *deployment) onNode(ctx context.Context, j *nodeJob) error {
 		return errSilent
 	}
 	return err
+}
+
+// waits reports whether a node that could not be asked is asked again: one with
+// two sides that was in work when its controller was killed may be starting anew.
+func (d *deployment) waits(ctx context.Context, j *nodeJob, err error, begun time.Time) bool {
+	if !d.inWork[j.node.Name] || ctx.Err() != nil || j.bar.switching() || time.Since(begun) > bootWait ||
+		!errors.Is(err, remote.ErrReach) && !errors.Is(err, errBroke) && !busyPeer(err) {
+		return false
+	}
+	if two, err := d.w.sidesOfNode(ctx, j.node.Name); err != nil || two == nil {
+		return false
+	}
+	j.bar.show(wire.Progress{Task: "it may be starting: wait until " + begun.Add(bootWait).Format(time.TimeOnly)})
+	select {
+	case <-time.After(confirmRetry):
+	case <-ctx.Done():
+	}
+	return ctx.Err() == nil
 }
 
 // reporting says to whom an outcome is reported, and when.

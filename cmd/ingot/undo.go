@@ -118,6 +118,15 @@ func (p *program) undo(c *cli.Context, of string, args int) error {
 	})
 }
 
+// inWork are the nodes that were in work when whoever worked at a deployment was killed.
+func inWork(dep inventory.Deployment) map[string]bool {
+	nodes := map[string]bool{}
+	for _, n := range dep.Nodes {
+		nodes[n.Node] = n.State == stateRunning
+	}
+	return nodes
+}
+
 // notUnderWay refuses a deployment that somebody works at.
 func (w *world) notUnderWay(dep inventory.Deployment) error {
 	if !dep.Ended.IsZero() || !w.holderLives(dep.Holder) {
@@ -130,7 +139,7 @@ func (w *world) notUnderWay(dep inventory.Deployment) error {
 // nodes that which says.
 func (p *program) undoOf(w *world, dep inventory.Deployment, how plan, which func(inventory.DeploymentNode) bool) (*deployment, error) {
 	how.Work.Undo = dep.ID
-	d := &deployment{p: p, w: w, plan: how}
+	d := &deployment{p: p, w: w, plan: how, inWork: inWork(dep)}
 	for _, n := range dep.Nodes {
 		if n.Was == 0 || n.State == stateUnchanged || !which(n) { // nothing was planned for it
 			continue
@@ -213,7 +222,7 @@ func (p *program) deploymentResume(c *cli.Context) error {
 	if err := p.setLimit(plan.BWLimit); err != nil {
 		return err
 	}
-	d := &deployment{p: p, w: w, id: dep.ID, plan: plan}
+	d := &deployment{p: p, w: w, id: dep.ID, plan: plan, inWork: inWork(dep)}
 	if err := d.left(c.Context, dep, c.Bool("retry-failed")); err != nil {
 		return err
 	}

@@ -146,6 +146,7 @@ type Plan struct {
 	Next       int    `json:"next"`              // that the switch would make
 	To         int    `json:"to,omitempty"`      // rollback: the one that it goes back to
 	Boots      bool   `json:"boots,omitempty"`   // the node starts anew for it, from its other side
+	Leaves     bool   `json:"leaves,omitempty"`  // From is on trial and given up: the node starts anew as To, and says so with a revert
 	Refused    *Error `json:"refused,omitempty"` // why it will not be carried out
 }
 

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"ingot/imager/wire"
+	"ingot/rollback"
+	"ingot/rollback/sides"
+)
+
+// tried returns the trial that the side that runs is on, nil where it is on none.
+func tried(conf *sides.Config) (*sides.Trial, error) {
+	t, err := sides.ReadTrial(shared)
+	if err != nil || !t.Open() || t.Side != conf.Side {
+		return nil, err
+	}
+	return t, nil
+}
+
+// reading runs fn on the side that runs, which its guard may be at, too.
+func reading(fn func(*rollback.Node) error) error {
+	n, err := rollback.Open("/", nil)
+	if err != nil {
+		return err
+	}
+	n.Boots = true
+	return errors.Join(fn(n), n.Close())
+}
+
+// pushTried answers a push while the side that runs is on trial. Of what that
+// was made by: whoever pushed it was lost on the way, and it is to be confirmed.
+func pushTried(conn *wire.Conn, t *sides.Trial, req wire.Request) error {
+	return reading(func(n *rollback.Node) error {
+		cur, err := n.Current()
+		if err != nil {
+			return err
+		}
+		if cur.Number != t.Generation || cur.ImageID != req.Image || cur.Overlay != req.Overlay || t.Reason != "" || req.NoReboot {
+			return &sideBusyError{t}
+		}
+		if _, err := targetOf(conn, n, req); err != nil {
+			return err
+		}
+		s := wire.Plan{From: cur.Number, Next: cur.Number, Boots: true, Notes: []string{fmt.Sprintf("generation %d is on trial already, and is to be confirmed", cur.Number)}}
+		if agreed, err := shown(conn, &rollback.Plan{}, s, req); !agreed {
+			return err
+		}
+		return conn.Send(wire.KindAnswer, wire.Done{Generation: generation(cur, cur.Number), Unchanged: true, Trial: true, Notes: s.Notes, Sides: sidesNow()})
+	})
+}
+
+// backTried goes back from the side that runs while it is on trial: it is given
+// up, and the machine starts anew as it was.
+func backTried(conn *wire.Conn, t *sides.Trial, req wire.Request) error {
+	return reading(func(n *rollback.Node) error {
+		list, err := allGenerations(n)
+		if err != nil {
+			return err
+		}
+		if err := conn.SendKept(kept(n)); err != nil {
+			return err
+		}
+		if req.NoReboot || t.Reason != "" || req.To != 0 && req.To != t.From {
+			return &sideBusyError{t}
+		}
+		i := slices.IndexFunc(list, func(g wire.Generation) bool { return g.Number == t.From })
+		if req.ToRef != "" && (i < 0 || list[i].Within != "" || !isOf(rollback.Generation{Image: list[i].Ref, ImageID: list[i].Image}, req)) {
+			return fmt.Errorf("the other side is not of %s: %w", req.ToRef, rollback.ErrNoGeneration)
+		}
+		s := wire.Plan{From: t.Generation, To: t.From, Boots: true, Leaves: true,
+			Notes: []string{fmt.Sprintf("generation %d is on trial: it is given up, and the machine starts anew as generation %d", t.Generation, t.From)}}
+		if agreed, err := shown(conn, &rollback.Plan{}, s, req); !agreed {
+			return err
+		}
+		if err := conn.SendRaw(wire.KindSwitch, nil); err != nil {
+			return err
+		}
+		if err := conn.Expect(wire.KindSwitch, nil, nil); err != nil {
+			return err
+		}
+		if err := noteReason("taken back by " + req.By); err != nil {
+			return err
+		}
+		err = conn.Send(wire.KindAnswer, wire.Done{Notes: s.Notes, Sides: sidesNow()})
+		restart()
+		return err
+	})
+}
+
+// onTrial marks the generation that is on trial in a list, with the latest time
+// at which that ends.
+func onTrial(conf *sides.Config, list []wire.Generation) error {
+	t, err := tried(conf)
+	for i := range list {
+		if t != nil && list[i].Number == t.Generation {
+			list[i].Trial = t.Made.Add(startWait + t.Window).Unix()
+		}
+	}
+	return err
+}
