@@ -46,6 +46,9 @@ func (s *agentSession) hangUp() { s.proc.WriteCloser.Close() }
 // explain adds what the agent said on its standard error to an end of stream
 // that says nothing, and the exit code to what the node does not have.
 func (s *agentSession) explain(err error) error {
+	if errors.As(err, new(*revertedError)) || errors.As(err, new(*unswitchedError)) { // heard of later, over another connection
+		return err
+	}
 	var peer *wire.Error
 	if err != nil && (s.silent.Load() || s.ssh.Silent()) {
 		return withHint(fmt.Errorf("the node fell silent and was given up: %w", err), "is it alive? `ingot deployment resume last --retry-failed` tries again")
