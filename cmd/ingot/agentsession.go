@@ -168,13 +168,23 @@ func (p *program) startAgent(ctx context.Context, t remote.Target, want string) 
 		}
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("agent on %q: %w", t.Name, err), c.Close())
+		c.Close() // it may be closed already
+		return nil, &startError{t.Name, err}
 	}
 	if err := fitsArch(want, s.conn.PeerArch()); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
+
+// startError says that a node was reached, and that no agent began to work there.
+type startError struct {
+	node string
+	err  error
+}
+
+func (e *startError) Error() string { return fmt.Sprintf("agent on %q: %v", e.node, e.err) }
+func (e *startError) Unwrap() error { return e.err }
 
 // fitsArch says why an image whose programs are for arch want has no business
 // on a node of another one.

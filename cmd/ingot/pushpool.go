@@ -215,13 +215,13 @@ func (d *deployment) onNode(ctx context.Context, j *nodeJob) error {
 // two sides that was in work when its controller was killed may be starting anew.
 func (d *deployment) waits(ctx context.Context, j *nodeJob, err error, begun time.Time) bool {
 	if !d.inWork[j.node.Name] || ctx.Err() != nil || j.bar.switching() || time.Since(begun) > bootWait ||
-		!errors.Is(err, remote.ErrReach) && !errors.Is(err, errBroke) && !busyPeer(err) {
+		!errors.Is(err, remote.ErrReach) && !errors.As(err, new(*startError)) && !errors.Is(err, errBroke) && !busyPeer(err) {
 		return false
 	}
 	if two, err := d.w.sidesOfNode(ctx, j.node.Name); err != nil || two == nil {
 		return false
 	}
-	j.bar.show(wire.Progress{Task: "it may be starting: wait until " + begun.Add(bootWait).Format(time.TimeOnly)})
+	j.bar.show(wire.Progress{Task: "it may be starting: wait until " + begun.Add(bootWait).Format(time.TimeOnly) + ": " + brief(err.Error())})
 	select {
 	case <-time.After(confirmRetry):
 	case <-ctx.Done():
