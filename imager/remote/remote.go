@@ -55,6 +55,7 @@ type Conn struct {
 	client *ssh.Client
 	agent  io.Closer // the ssh-agent's socket
 	silent atomic.Bool
+	gone   chan struct{} // closed when the connection has ended
 }
 
 // Silent reports whether the connection was given up since the peer said nothing.
@@ -84,7 +85,7 @@ func dial(ctx context.Context, t Target) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Conn{target: t, agent: sock}
+	c := &Conn{target: t, agent: sock, gone: make(chan struct{})}
 	open := t.Dial
 	if open == nil {
 		open = (&net.Dialer{}).DialContext
@@ -130,7 +131,33 @@ func dial(ctx context.Context, t Target) (*Conn, error) {
 	}
 	c.client = ssh.NewClient(sc, chans, reqs)
 	go c.keepAlive(in)
+	go func() { _ = c.client.Wait(); close(c.gone) }() // within asks again for the error
 	return c, nil
+}
+
+// within is what open returns, unless ctx or the connection ends before that.
+// Package ssh waits for ever for a channel that it opens when the connection
+// has just broken: its reader has dropped the channels, and not yet told its
+// writers.
+func within[T any](ctx context.Context, c *Conn, open func() (T, error)) (T, error) {
+	type opened struct {
+		it  T
+		err error
+	}
+	done := make(chan opened, 1)
+	go func() {
+		it, err := open()
+		done <- opened{it, err}
+	}()
+	var none T
+	select {
+	case o := <-done:
+		return o.it, o.err
+	case <-c.gone:
+		return none, fmt.Errorf("the connection broke: %w", c.client.Wait())
+	case <-ctx.Done():
+		return none, ctx.Err()
+	}
 }
 
 // keepAlive closes the connection when the peer is silent, so that a cut cable

@@ -33,7 +33,7 @@ const maxOutput = 1 << 20
 
 func (c *Conn) run(ctx context.Context, command string, stdin io.Reader) ([]byte, error) {
 	short, _, _ := strings.Cut(command, "\n")
-	s, err := c.client.NewSession()
+	s, err := within(ctx, c, c.client.NewSession)
 	if err != nil {
 		return nil, fmt.Errorf("run %q on %q: %w", short, c.target.Name, err)
 	}
@@ -141,7 +141,7 @@ func (c *Conn) uploadSFTP(ctx context.Context, tmp string, binary []byte) error 
 	// for until ctx ends, and then the whole connection goes: registered first,
 	// so that it bounds the closing too.
 	defer context.AfterFunc(ctx, func() { c.client.Close() })()
-	f, err := sftp.NewClient(c.client, sftp.UseConcurrentWrites(true))
+	f, err := within(ctx, c, func() (*sftp.Client, error) { return sftp.NewClient(c.client, sftp.UseConcurrentWrites(true)) })
 	if err != nil {
 		return fmt.Errorf("start the sftp subsystem: %w", err)
 	}
@@ -199,7 +199,7 @@ type Process struct {
 // When ctx ends the channel is closed; the program learns of it by the end of
 // its input.
 func (c *Conn) Start(ctx context.Context, command string) (*Process, error) {
-	s, err := c.client.NewSession()
+	s, err := within(ctx, c, c.client.NewSession)
 	if err != nil {
 		return nil, fmt.Errorf("run %q on %q: %w", command, c.target.Name, err)
 	}
