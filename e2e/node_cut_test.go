@@ -15,6 +15,7 @@ func cutCases() map[string]func(*testing.T, *base) {
 	return map[string]func(*testing.T, *base){
 		"cut at any byte":            testCutAnywhere,
 		"cut the first upload":       testCutUpload,
+		"silent in the first upload": testSilentUpload,
 		"agent killed in staging":    testKilledStaging,
 		"agent killed in the switch": testKilledSwitching,
 		"power cut in staging":       testPowerCut,
@@ -120,6 +121,17 @@ func testCutUpload(t *testing.T, b *base) {
 	r.is(b.v1)
 	r.must("rollback", r.name)
 	r.isFound()
+}
+
+// The cable is pulled while the agent is uploaded: nobody tells the controller.
+func testSilentUpload(t *testing.T, b *base) {
+	r := b.rig(t, "")
+	r.node.proxy.stallUp.Store(100_000)
+	r.fails(1, []string{"fell silent", "hint: is it alive?"}, "push", "web:1", r.name)
+	r.node.proxy.stalled.Store(false)
+	r.isFound()
+	r.must("push", "web:1", r.name)
+	r.is(b.v1)
 }
 
 func testKilledStaging(t *testing.T, b *base) {

@@ -282,24 +282,64 @@ func (r *sidesRig) testTried() {
 		r.t.Errorf("a dry run of leaving: %s", out)
 	}
 	r.fails(5, []string{"the other side is not of web:2"}, "rollback", r.name, "--to", "web:2")
-	_, ended := r.start("rollback", r.name)
-	eventually(r.t, "the node goes down", func() bool {
+	for _, args := range [][]string{{"--to", "1000"}, {"--no-reboot"}} {
+		if out, err := r.node.command(append([]string{"/.ingot/agent", "rollback"}, args...)...).CombinedOutput(); err == nil || !strings.Contains(string(out), busy) {
+			r.t.Errorf("on the console, %q: %v, %s", args, err, out)
+		}
+	}
+	if out := r.node.do("/.ingot/agent", "rollback", "--dry-run"); !strings.Contains(out, "it is given up") {
+		r.t.Errorf("a dry run on the console: %s", out)
+	}
+	r.starts(sides.Env{Side: sides.B})
+	// down waits until the node has gone down for a reason, and has the other side
+	// start: here that has the same disk, and another name.
+	down := func(why string) {
+		r.t.Helper()
+		eventually(r.t, "the node goes down", func() bool {
+			t, err := sides.ReadTrial(dir)
+			return err == nil && strings.HasPrefix(t.Reason, why)
+		})
+		r.node.cmd.Wait() // it ends by itself
 		t, err := sides.ReadTrial(dir)
-		return err == nil && strings.HasPrefix(t.Reason, "taken back by ")
-	})
-	r.node.cmd.Wait() // it ends by itself
-	// The other side starts: here it has the same disk, and another name.
-	t, err := sides.ReadTrial(dir)
-	ok(r.t, err)
-	t.Side = sides.B
-	ok(r.t, t.Write(dir))
-	ok(r.t, sides.WriteEnv(r.env, sides.Env{Side: sides.A}))
-	r.node.on()
+		ok(r.t, err)
+		t.Side = sides.B
+		ok(r.t, t.Write(dir))
+		ok(r.t, sides.WriteEnv(r.env, sides.Env{Side: sides.A}))
+		r.node.on()
+	}
+	_, ended := r.start("rollback", r.name)
+	down("taken back by ")
 	if res := <-ended; res.code != 0 || !strings.Contains(res.out, fmt.Sprintf("generation %d is web:1", try.Generation+1)) {
 		r.t.Errorf("the rollback of what is on trial: %s", res)
 	}
 	if g := r.last(); g.Kind != "revert" || !strings.HasPrefix(g.Reason, "taken back by ") {
 		r.t.Errorf("the generation after it: %+v", g)
+	}
+
+	// On the console, while a controller waits for the checks.
+	try.Generation, try.From, try.Looked = r.last().Number, try.Generation, time.Time{}
+	ok(r.t, try.Write(dir))
+	ok(r.t, sides.WriteEnv(r.env, sides.Env{Side: sides.B}))
+	_, ended = r.start("push", "web:1", r.name)
+	select {
+	case res := <-ended:
+		r.t.Fatalf("nothing had been looked at: %s", res)
+	case <-time.After(3 * time.Second):
+	}
+	try.Looked, try.Reason = now, "taken back elsewhere" // and on its way down
+	ok(r.t, try.Write(dir))
+	select {
+	case res := <-ended:
+		r.t.Fatalf("it was on its way down: %s", res)
+	case <-time.After(3 * time.Second):
+	}
+	try.Reason = ""
+	try.Looked = time.Time{}
+	ok(r.t, try.Write(dir))
+	_ = r.node.command("/.ingot/agent", "rollback").Run() // the machine takes it along
+	down("taken back on the console")
+	if res := <-ended; res.code != 1 || !strings.Contains(res.err, "reverted") || !strings.Contains(res.err, "taken back on the console") {
+		r.t.Errorf("the push of what was taken back on the console: %s", res)
 	}
 	ok(r.t, unix.Unmount(dir, 0))
 }

@@ -48,10 +48,9 @@ func pushSide(ctx context.Context, conn *wire.Conn, conf *sides.Config, t rollba
 	if req.Within != "" {
 		return errors.New("a part of an image cannot be pushed to a node with two sides: push all of it")
 	}
-	if on, err := tried(conf); on != nil || err != nil {
-		if err != nil {
-			return err
-		}
+	if on, err := tried(conf); err != nil {
+		return err
+	} else if on != nil {
 		return pushTried(conn, on, req)
 	}
 	return withPair(conf, true, func(p *pair) (err error) {
@@ -253,40 +252,36 @@ func restart() {
 
 // confirmSide ends the trial of a side, one way or the other.
 func confirmSide(conn *wire.Conn, conf *sides.Config, req wire.Request) error {
-	n, err := rollback.Open("/", nil)
-	if err != nil {
-		return err
-	}
-	defer n.Close()
-	n.Boots = true
-	if err := conn.SendKept(kept(n)); err != nil {
-		return err
-	}
-	cur, err := n.Current()
-	if err != nil {
-		return err
-	}
-	t, err := sides.ReadTrial(shared)
-	switch {
-	case err != nil:
-		return err
-	case t.Open() && t.Side != conf.Side:
-		return &sideBusyError{t}
-	case t.Open() && t.Generation == req.To && req.Reason != "":
-		giveUp(req.Reason)
-		return errUnchecked // it goes down
-	case t.Open() && t.Looked.IsZero():
-		return errUnchecked
-	case t.Open() && t.Generation == req.To && t.Reason == "":
-		if err := stay(conf, req.By); err != nil {
+	return reading(func(n *rollback.Node) error {
+		if err := conn.SendKept(kept(n)); err != nil {
 			return err
 		}
-	case t == nil || t.Generation != req.To || t.Open():
-		return fmt.Errorf("generation %d: %w", req.To, rollback.ErrNoTrial)
-	case t.Reason != "":
-		return fmt.Errorf("generation %d: %w", req.To, rollback.ErrNoTrial) // the list says why
-	}
-	return conn.Send(wire.KindAnswer, wire.Done{Generation: generation(cur, cur.Number), Health: healthLines(cur.Health), Sides: sidesNow()})
+		cur, err := n.Current()
+		if err != nil {
+			return err
+		}
+		t, err := sides.ReadTrial(shared)
+		switch {
+		case err != nil:
+			return err
+		case t.Open() && t.Side != conf.Side:
+			return &sideBusyError{t}
+		case t.Open() && t.Generation == req.To && req.Reason != "":
+			giveUp(req.Reason)
+			return errUnchecked // it goes down
+		case t.Open() && (t.Reason != "" || t.Looked.IsZero()):
+			return errUnchecked // it goes down, or is still looked at
+		case t.Open() && t.Generation == req.To:
+			if err := stay(conf, req.By); err != nil {
+				return err
+			}
+		case t == nil || t.Generation != req.To || t.Open():
+			return fmt.Errorf("generation %d: %w", req.To, rollback.ErrNoTrial)
+		case t.Reason != "":
+			return fmt.Errorf("generation %d: %w", req.To, rollback.ErrNoTrial) // the list says why
+		}
+		return conn.Send(wire.KindAnswer, wire.Done{Generation: generation(cur, cur.Number), Health: healthLines(cur.Health), Sides: sidesNow()})
+	})
 }
 
 // stay makes the side that runs, and is on trial, the one that is started. The
@@ -372,5 +367,6 @@ func allGenerations(n *rollback.Node) ([]wire.Generation, error) {
 	list = slices.DeleteFunc(append(list, more...), func(g wire.Generation) bool { return g.Kind == "found" })
 	slices.SortStableFunc(list, func(a, b wire.Generation) int { return a.Number - b.Number })
 	list = slices.CompactFunc(list, func(a, b wire.Generation) bool { return a.Number == b.Number }) // a side that began as a snapshot has those of the other one
-	return list, onTrial(conf, list)
+	onTrial(conf, list)
+	return list, nil
 }

@@ -22,10 +22,9 @@ func backSide(ctx context.Context, conn *wire.Conn, conf *sides.Config, req wire
 	if t, err := sides.ReadTrial(shared); err == nil && t.Waits() && t.Side != conf.Side {
 		return forgo(conn, conf, t, req)
 	}
-	if on, err := tried(conf); on != nil || err != nil {
-		if err != nil {
-			return err
-		}
+	if on, err := tried(conf); err != nil {
+		return err
+	} else if on != nil {
 		return backTried(conn, on, req)
 	}
 	return withPair(conf, false, func(p *pair) error {
@@ -121,13 +120,10 @@ func backHere(c *cli.Context, conf *sides.Config, policy rollback.Policy) error 
 		fmt.Fprintf(c.App.Writer, "generation %d of side %s is not tried at the next start\n", t.Generation, t.Side)
 		return settleSide(conf)
 	}
-	if on, err := tried(conf); on != nil || err != nil {
-		if err != nil || c.Bool("dry-run") {
-			return err
-		}
-		fmt.Fprintf(c.App.Writer, "generation %d is given up, and the machine starts anew as generation %d\n", on.Generation, on.From)
-		giveUp("taken back on the console")
-		return nil
+	if on, err := tried(conf); err != nil {
+		return err
+	} else if on != nil {
+		return leaveHere(c, on)
 	}
 	booting := false
 	err := withPair(conf, false, func(p *pair) error {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/urfave/cli/v2"
+
 	"ingot/imager/wire"
 	"ingot/rollback"
 	"ingot/rollback/sides"
@@ -62,15 +64,14 @@ func backTried(conn *wire.Conn, t *sides.Trial, req wire.Request) error {
 		if err := conn.SendKept(kept(n)); err != nil {
 			return err
 		}
-		if req.NoReboot || t.Reason != "" || req.To != 0 && req.To != t.From {
-			return &sideBusyError{t}
+		if err := canLeave(t, req.To, req.NoReboot); err != nil {
+			return err
 		}
 		i := slices.IndexFunc(list, func(g wire.Generation) bool { return g.Number == t.From })
 		if req.ToRef != "" && (i < 0 || list[i].Within != "" || !isOf(rollback.Generation{Image: list[i].Ref, ImageID: list[i].Image}, req)) {
 			return fmt.Errorf("the other side is not of %s: %w", req.ToRef, rollback.ErrNoGeneration)
 		}
-		s := wire.Plan{From: t.Generation, To: t.From, Boots: true, Leaves: true,
-			Notes: []string{fmt.Sprintf("generation %d is on trial: it is given up, and the machine starts anew as generation %d", t.Generation, t.From)}}
+		s := wire.Plan{From: t.Generation, To: t.From, Boots: true, Leaves: true, Notes: []string{leaves(t)}}
 		if agreed, err := shown(conn, &rollback.Plan{}, s, req); !agreed {
 			return err
 		}
@@ -89,14 +90,43 @@ func backTried(conn *wire.Conn, t *sides.Trial, req wire.Request) error {
 	})
 }
 
+// canLeave says why what is on trial is not given up for a generation; 0 is the
+// one before.
+func canLeave(t *sides.Trial, to int, noReboot bool) error {
+	if noReboot || t.Reason != "" || to != 0 && to != t.From {
+		return &sideBusyError{t}
+	}
+	return nil
+}
+
+// leaves tells what giving up a trial means.
+func leaves(t *sides.Trial) string {
+	return fmt.Sprintf("generation %d is on trial: it is given up, and the machine starts anew as generation %d", t.Generation, t.From)
+}
+
+// leaveHere is backTried on the node's console.
+func leaveHere(c *cli.Context, t *sides.Trial) error {
+	if err := canLeave(t, c.Int("to"), c.Bool("no-reboot")); err != nil {
+		return err
+	}
+	fmt.Fprintln(c.App.Writer, leaves(t))
+	if c.Bool("dry-run") {
+		return nil
+	}
+	if err := noteReason("taken back on the console"); err != nil {
+		return err
+	}
+	restart()
+	return nil
+}
+
 // onTrial marks the generation that is on trial in a list, with the latest time
-// at which that ends.
-func onTrial(conf *sides.Config, list []wire.Generation) error {
+// at which that ends. Where that cannot be known it marks none: the list comes first.
+func onTrial(conf *sides.Config, list []wire.Generation) {
 	t, err := tried(conf)
 	for i := range list {
-		if t != nil && list[i].Number == t.Generation {
+		if err == nil && t != nil && list[i].Number == t.Generation {
 			list[i].Trial = t.Made.Add(startWait + t.Window).Unix()
 		}
 	}
-	return err
 }

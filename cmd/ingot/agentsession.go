@@ -44,14 +44,12 @@ func (s *agentSession) Close() error {
 func (s *agentSession) hangUp() { s.proc.WriteCloser.Close() }
 
 // explain adds what the agent said on its standard error to an end of stream
-// that says nothing, and the exit code to what the node does not have.
+// that says nothing, and the exit code to what the node does not have. err is
+// of this session: what was heard of later, over another one, needs none of it.
 func (s *agentSession) explain(err error) error {
-	if errors.As(err, new(*revertedError)) || errors.As(err, new(*unswitchedError)) { // heard of later, over another connection
-		return err
-	}
 	var peer *wire.Error
 	if err != nil && (s.silent.Load() || s.ssh.Silent()) {
-		return withHint(fmt.Errorf("the node fell silent and was given up: %w", err), "is it alive? `ingot deployment resume last --retry-failed` tries again")
+		return fellSilent(err)
 	}
 	if errors.As(err, &peer) && peer.Kind == "notfound" {
 		return withHint(coded{err, exitNotFound}, "%s", peer.Hint)
@@ -70,6 +68,10 @@ func (s *agentSession) explain(err error) error {
 		return fmt.Errorf("the agent ended: %s", text)
 	}
 	return fmt.Errorf("%w: %v", errBroke, err) // explained: the end of a stream no longer
+}
+
+func fellSilent(err error) error {
+	return withHint(fmt.Errorf("the node fell silent and was given up: %w", err), "is it alive? `ingot deployment resume last --retry-failed` tries again")
 }
 
 var errBroke = errors.New("the connection broke")
@@ -165,6 +167,8 @@ func (p *program) startAgent(ctx context.Context, t remote.Target, want string) 
 	if errors.As(err, &none) {
 		if err = p.uploadAgent(ctx, c, none.Machine, want); err == nil {
 			s, err = greetAgent(ctx, c, remote.AgentPath+" receive")
+		} else if c.Silent() {
+			err = fellSilent(err)
 		}
 	}
 	if err != nil {

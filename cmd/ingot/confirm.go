@@ -41,16 +41,17 @@ type trial struct {
 }
 
 // switched is what follows when a node was asked to switch, which ended with
-// err: the generation is recorded, and confirmed where the node waits for that.
+// err: the generation is recorded, and confirmed where the node waits for that,
+// over sessions of their own.
 func (p *program) switched(ctx context.Context, w *world, j *nodeJob, req wire.Request, after *aftercare, err error, made inventory.Generation) error {
 	begun, n, out := time.Now(), j.node, j.out
 	if err := w.learnSides(context.WithoutCancel(ctx), n.Name, out.Done.Sides); err != nil {
 		return err
 	}
-	lost := err != nil && req.Confirm > 0 && j.bar.switching() && !errors.As(err, new(*wire.Error))
+	lost := err != nil && (req.Confirm > 0 || out.Plan.Leaves) && j.bar.switching() && !errors.As(err, new(*wire.Error))
 	switch {
 	case err != nil && !lost || req.DryRun:
-		return err
+		return j.s.explain(err)
 	case out.Plan.Leaves:
 		return p.left(ctx, w, j, req, begun)
 	case lost: // it may have switched, or not: it is asked
@@ -66,7 +67,7 @@ func (p *program) switched(ctx context.Context, w *world, j *nodeJob, req wire.R
 		p.say("%s: generation %d is on its other side, and is tried when the machine starts the next time", n.Name, out.Done.Generation.Number)
 		return nil
 	case out.Done.Reverted != "":
-		return &revertedError{reason: out.Done.Reverted, now: out.Done.Generation.Number}
+		return &revertedError{out.Done.Reverted, out.Done.Generation}
 	case !out.Done.Trial:
 		return p.unwell(n, out.Done.Health)
 	}
@@ -103,7 +104,7 @@ func (p *program) left(ctx context.Context, w *world, j *nodeJob, req wire.Reque
 	var back *revertedError
 	switch {
 	case errors.As(err, &back):
-		out.Done.Generation = back.as
+		out.Done.Generation = back.now
 		return nil
 	case err == nil:
 		return errors.New("it was told to start as it was, and has confirmed what it runs")
@@ -159,7 +160,7 @@ func (p *program) confirm(ctx context.Context, w *world, t trial, reason string,
 		done, kept, err = p.confirmOnce(ctx, w, t.node, req)
 		switch {
 		case err == nil && done.Reverted != "":
-			return done, &revertedError{reason: done.Reverted, now: done.Generation.Number}
+			return done, &revertedError{done.Reverted, done.Generation}
 		case err == nil:
 			return done, nil
 		case notTrial(err):
@@ -212,7 +213,7 @@ func whatBecame(kept []wire.Generation, t trial, err error) error {
 	now := kept[len(kept)-1]
 	switch {
 	case now.Number > t.number && now.Kind == "revert":
-		return &revertedError{reason: now.Reason, now: now.Number, as: now}
+		return &revertedError{now.Reason, now}
 	case now.Number < t.number:
 		return &unswitchedError{now.Number}
 	case now.Number > t.number:
@@ -224,12 +225,11 @@ func whatBecame(kept []wire.Generation, t trial, err error) error {
 // revertedError says that a node has gone back to the generation before.
 type revertedError struct {
 	reason string
-	now    int             // generation
-	as     wire.Generation // the same, where the node said more
+	now    wire.Generation
 }
 
 func (e *revertedError) Error() string {
-	return fmt.Sprintf("reverted, as generation %d: %s", e.now, e.reason)
+	return fmt.Sprintf("reverted, as generation %d: %s", e.now.Number, e.reason)
 }
 
 // unswitchedError says that a node has not switched, though it may have been told to.

@@ -239,7 +239,7 @@ func (d *deployment) ended(i int, out outcome) {
 	}
 	var reverted *revertedError
 	if errors.As(out.err, &reverted) {
-		row.Generation = reverted.now
+		row.Generation = reverted.now.Number
 	}
 	if d.id != 0 && len(row.Health) > 0 && (out.State == stateDone || out.State == stateDrained || out.State == stateFailed) {
 		d.note(d.w.sawHealth(context.Background(), out.Node, row.Generation, row.Health))

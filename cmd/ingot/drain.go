@@ -136,7 +136,7 @@ func (d *drainage) around(ctx context.Context, j *nodeJob, talk *imager.Talk) (s
 		_, err := s.takeOut(ctx)
 		return err
 	}
-	return func(err error) error { return s.settle(ctx, j.out, j.s.explain(err), j.bar.switching()) }, nil
+	return func(err error) error { return s.settle(ctx, j.out, err, j.bar.switching()) }, nil
 }
 
 // putBack takes the node back into service.

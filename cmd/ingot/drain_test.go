@@ -22,7 +22,7 @@ func TestFate(t *testing.T) {
 	ours, theirs, hand := &inventory.Drained{Deployment: 7}, &inventory.Drained{Deployment: 3}, &inventory.Drained{}
 	held := &inventory.Drained{Deployment: 3, Why: "it could not be reached"}
 	broke := errors.New("it stays as it is, but check web: status 500")
-	reverted := fmt.Errorf("node: %w", &revertedError{reason: "check web", now: 5})
+	reverted := fmt.Errorf("node: %w", &revertedError{reason: "check web", now: wire.Generation{Number: 5}})
 	refused := &wire.Error{Kind: "changed", Text: "a file changed", AsBefore: true}
 	for _, tc := range []struct {
 		name                   string
@@ -106,7 +106,7 @@ func TestSettle(t *testing.T) {
 		{"it cannot be put back", "true", "exit 4", nil, true, "it is generation 3, and still out of service: undrain: step 1 (exit 4): exit status 4", true, ""},
 		{"neither", "exit 3", "exit 4", nil, false, "drain: step 1 (exit 3): exit status 3; it stays drained until `ingot undrain n1`", true, ""},
 		{"not known", "true", "true", switched, true, switched.Error() + "; it stays drained until `ingot undrain n1`", true, switched.Error()},
-		{"reverted, and cannot be put back", "true", "exit 4", &revertedError{reason: "a check", now: 5}, true, "reverted, as generation 5: a check; it stays drained until `ingot undrain n1`", true, ""},
+		{"reverted, and cannot be put back", "true", "exit 4", &revertedError{reason: "a check", now: wire.Generation{Number: 5}}, true, "reverted, as generation 5: a check; it stays drained until `ingot undrain n1`", true, ""},
 	} {
 		s, said := settling(t, tc.drain, tc.undrain)
 		_, err := s.takeOut(t.Context())

@@ -126,7 +126,7 @@ func (p *program) driftNode(w *world, x work) nodeAction {
 			return err
 		}
 		if j.out.Plan, err = imager.Drift(ctx, j.s.conn, req, p.talk(ctx, w, j, nil)); err != nil || req.Within != "" {
-			return err
+			return j.s.explain(err)
 		}
 		return w.sawDrift(ctx, j.node.Name, lookOf(j.out.Plan.From, j.out.Plan.Drift, req.Full, time.Now()))
 	}

@@ -200,7 +200,7 @@ func (d *deployment) onNode(ctx context.Context, j *nodeJob) error {
 		})
 		time.AfterFunc(switchWait, giveUp)
 	})()
-	err = s.explain(d.action(ctx, j))
+	err = d.action(ctx, j)
 	if err == nil && j.out.Plan.Refused != nil {
 		err = s.explain(j.out.Plan.Refused)
 	}

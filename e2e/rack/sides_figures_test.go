@@ -48,10 +48,7 @@ func measured(t *testing.T, fw lab.Firmware, l layout) (all []figure) {
 	b := newBench(t, true, lab.Machine{Name: "n1", Firmware: fw})
 	b.sidesProfile(l)
 	b.second("app:2")
-	b.run("node", "set", "n1", "--install")
-	b.serve()
-	b.must(b.rack.PowerOn("n1"))
-	b.seen(loginWait, "n1", "login", "with the node's host key", 1, "failed", "alarm")
+	b.installed(image)
 	measure := func(what string, do func()) {
 		b.ssh("n1", "sync")
 		before, err := b.rack.Stats("n1")

@@ -48,10 +48,7 @@ func sidesPower(t *testing.T, fw lab.Firmware, l layout) {
 	b.sidesProfile(l)
 	j := &sidesJudge{judge: judge{agent: binary() + "-agent-amd64"}, subvolumes: l.update == "btrfs"}
 	j.old, j.next = b.secondOf("app:1", "app:2")
-	b.run("node", "set", "n1", "--install", "--image", "app:1")
-	b.serve()
-	b.must(b.rack.PowerOn("n1"))
-	b.seen(loginWait, "n1", "login", "with the node's host key", 1, "failed", "alarm")
+	b.installed("app:1")
 	b.must(json.Unmarshal([]byte(b.ssh("n1", "cat /.ingot/sides.json")), &j.conf))
 	b.shutdown("n1")
 	m, err := b.rack.Machine("n1")

@@ -43,6 +43,15 @@ func (b *bench) sidesProfile(l layout) string {
 	return profile
 }
 
+// installed installs n1 with an image, and waits until one can log in.
+func (b *bench) installed(image string) {
+	b.t.Helper()
+	b.run("node", "set", "n1", "--install", "--image", image)
+	b.serve()
+	b.must(b.rack.PowerOn("n1"))
+	b.seen(loginWait, "n1", "login", "with the node's host key", 1, "failed", "alarm")
+}
+
 // A node with two sides is installed, gets another kernel and another release,
 // is confirmed, and goes back; each time it is what its image is. What a
 // database and the node's people wrote meanwhile stays.
@@ -64,10 +73,7 @@ func sidesLoop(t *testing.T, fw lab.Firmware, l layout) {
 	profile := b.sidesProfile(l)
 	b.secondOf(sidesImage, "app:2")
 	one, two := b.listed(sidesImage), b.listed("app:2")
-	b.run("node", "set", "n1", "--install", "--image", sidesImage)
-	b.serve()
-	b.must(b.rack.PowerOn("n1"))
-	b.seen(loginWait, "n1", "login", "with the node's host key", 1, "failed", "alarm")
+	b.installed(sidesImage)
 	t.Log(b.ssh("n1", "cat /proc/cmdline; cat /etc/fstab; findmnt -n -o TARGET,SOURCE,FSTYPE,OPTIONS | grep -v cgroup; cat /.ingot/sides.json; systemctl is-system-running; systemctl --failed"))
 	data := func(what string) { // to be there from now on
 		b.ssh("n1", fmt.Sprintf("redis-cli set %[1]s %[1]s && touch /home/%[1]s && echo %[1]s >> /etc/ours && echo %[1]s >> /etc/motd", what))
