@@ -73,7 +73,7 @@ func (p *program) look(c *cli.Context, w *world, expr string, x work) ([]outcome
 		return nil, err
 	}
 	d := &deployment{p: p, w: w, plan: plan{Work: x, Policy: policy}, nodes: nodes, rows: make([]inventory.DeploymentNode, len(nodes))}
-	if d.action, err = p.action(w, x, nil); err != nil {
+	if d.action, err = p.action(c.Context, w, x, nil); err != nil {
 		return nil, err
 	}
 	d.show = &show{p: p, screen: p.screen(), only: len(nodes) == 1, quiet: true}
@@ -109,7 +109,7 @@ func (d *deployment) carryOut(c *cli.Context, image *release, record func(*hold)
 	if _, err := d.w.siteKey(); err != nil { // made at first use, once
 		return err
 	}
-	if d.action, err = d.p.action(d.w, d.plan.Work, image); err != nil {
+	if d.action, err = d.p.action(c.Context, d.w, d.plan.Work, image); err != nil {
 		return err
 	}
 	if !d.plan.Work.DryRun {

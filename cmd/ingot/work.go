@@ -133,12 +133,12 @@ type nodeJob struct {
 type nodeAction func(ctx context.Context, j *nodeJob) error
 
 // action makes what is asked of each node something to do; image is that of a push.
-func (p *program) action(w *world, x work, image *release) (nodeAction, error) {
+func (p *program) action(ctx context.Context, w *world, x work, image *release) (nodeAction, error) {
 	switch x.Kind {
 	case "push":
 		return p.pushNode(w, x, image), nil
 	case "rollback":
-		return p.rollbackNode(w, x), nil
+		return p.rollbackNode(w, x, undoing(ctx, w, x.Undo)), nil
 	case "repair":
 		return p.repairNode(w, x), nil
 	case "drift":
@@ -190,7 +190,7 @@ func again(kind string) func(wire.Generation) inventory.Generation {
 	}
 }
 
-func (p *program) rollbackNode(w *world, x work) nodeAction {
+func (p *program) rollbackNode(w *world, x work, undone func(node string) (func([]wire.Generation) error, error)) nodeAction {
 	return func(ctx context.Context, j *nodeJob) error {
 		req := x.ask()
 		req.To, req.ToImage, req.ToRef = x.To, x.Image, x.Ref
@@ -206,7 +206,7 @@ func (p *program) rollbackNode(w *world, x work) nodeAction {
 		var is func([]wire.Generation) error
 		switch {
 		case x.Undo != 0:
-			if is, err = undoing(ctx, w, x.Undo, j.node.Name); err != nil {
+			if is, err = undone(j.node.Name); err != nil {
 				return err
 			}
 		case x.Ref != "":
