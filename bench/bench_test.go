@@ -289,13 +289,13 @@ func TestParts(t *testing.T) {
 
 // What many nodes cost is told for each node, too.
 func TestFleetRows(t *testing.T) {
-	rows, err := fleetRows([]byte(`[{"nodes":250,"what":"push","seconds":50,"cpu":5,"memory":50000000,"database":1000000},{"nodes":1000,"what":"push","seconds":200,"cpu":20,"memory":60000000,"database":4000000}]`))
+	rows, err := fleetRows([]byte(`[{"nodes":250,"what":"push","seconds":50,"cpu":5,"memory":50000000,"database":1000000},{"nodes":1000,"what":"push","seconds":200,"cpu":24,"memory":60000000,"database":4000000}]`))
 	if err != nil {
 		t.Fatal(err)
 	}
 	r := report{rows: rows}
 	got := r.tableOf(rows[0].Work)
-	if len(got.rows) != 2 || got.rows[0][2] != "200.0 ms" || got.rows[1][2] != "200.0 ms" || got.rows[1][4] != "20.0 ms" || got.rows[1][0] != "1000 nodes" || got.rows[1][6] != "4.00 MB" {
+	if len(got.rows) != 2 || got.rows[0][2] != "200.0 ms" || got.rows[1][2] != "200.0 ms" || got.rows[1][4] != "24.0 ms" || got.rows[0][5] != "-" || got.rows[1][5] != "1.20" || got.rows[1][0] != "1000 nodes" || got.rows[1][7] != "4.00 MB" {
 		t.Errorf("%q", got)
 	}
 }

@@ -84,12 +84,21 @@ func fleetRows(text []byte) (rows []row, err error) {
 // crowded is the table of a work on many nodes: what it takes for each of them
 // is the same, however many there are, where nothing grows faster than they do.
 func (r report) crowded(work string) table {
-	t := table{head: []string{"", "seconds", "a node", "processor time of ingot", "a node", "its memory", "database"}}
+	t := table{head: []string{"", "seconds", "a node", "processor time of ingot", "a node", "of that with the fewest", "its memory", "database"}}
+	fewest := 0.0
 	for _, row := range r.rows {
-		if row.Work == work {
-			each := func(s float64) string { return fmt.Sprintf("%.1f ms", 1000*s/float64(row.Nodes)) }
-			t.rows = append(t.rows, []string{row.Tool, seconds(row.best()), each(row.best()), seconds(row.CPU), each(row.CPU), size(row.Memory), size(row.Database)})
+		if row.Work != work {
+			continue
 		}
+		n := float64(row.Nodes)
+		growth := "-"
+		if fewest == 0 {
+			fewest = row.CPU / n
+		} else {
+			growth = fmt.Sprintf("%.2f", row.CPU/n/fewest)
+		}
+		each := func(s float64) string { return fmt.Sprintf("%.1f ms", 1000*s/n) }
+		t.rows = append(t.rows, []string{row.Tool, seconds(row.best()), each(row.best()), seconds(row.CPU), each(row.CPU), growth, size(row.Memory), size(row.Database)})
 	}
 	return t
 }
