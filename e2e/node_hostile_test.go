@@ -199,7 +199,7 @@ func testMute(t *testing.T, b *base) {
 	r := b.rig(t, "")
 	r.must("push", "web:1", r.name)
 	r.impostor("exec sleep 100")
-	res := r.fails(1, []string{r.name, "did not greet"}, "push", "web:2", r.name)
+	res := r.fails(1, []string{r.name, "did not greet", "/root/.bashrc"}, "push", "web:2", r.name)
 	if res.took > 40*time.Second {
 		t.Errorf("took %s", res.took)
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -138,6 +139,8 @@ func goarch(t *testing.T) string {
 	return "amd64"
 }
 
+var rootLine = regexp.MustCompile(`(?m)^root:.*$`)
+
 // serve starts the sshd of all nodes.
 func (c *crowd) serve(dir string) {
 	t := c.t
@@ -151,7 +154,10 @@ func (c *crowd) serve(dir string) {
 	run(t, "ip", "route", "replace", "local", "10.50.0.0/16", "dev", "lo")
 	config := filepath.Join(dir, "sshd_config") // it has port 22 of all addresses: other tests' nodes have to wait
 	ok(t, os.WriteFile(config, fmt.Appendf(nil, "Port 22\nListenAddress 0.0.0.0\nHostKey %s\nAuthorizedKeysFile %s\nForceCommand %s\nUsePAM no\nStrictModes no\nMaxStartups 500\nPermitRootLogin yes\nPidFile none\n", key, keys, script), 0o600))
-	cmd := exec.Command("/usr/sbin/sshd", "-D", "-e", "-f", config)
+	// Root's shell is sh for this sshd, whatever it is on this machine and does at a login.
+	passwd := filepath.Join(dir, "passwd")
+	ok(t, os.WriteFile(passwd, rootLine.ReplaceAll([]byte(read(t, "/etc/passwd")), []byte("root:x:0:0:root:/:/bin/sh")), 0o644))
+	cmd := exec.Command("unshare", "--mount", "sh", "-c", `mount --bind "$1" /etc/passwd && exec /usr/sbin/sshd -D -e -f "$2"`, "sh", passwd, config)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var said strings.Builder
 	cmd.Stderr = &said

@@ -224,7 +224,7 @@ func greetAgent(ctx context.Context, c *remote.Conn, command string) (*agentSess
 	late := time.AfterFunc(greetWait, func() { c.Close() })
 	err = s.conn.Greet(version)
 	if !late.Stop() && err != nil {
-		err = fmt.Errorf("it did not greet within %s", greetWait)
+		err = withHint(fmt.Errorf("it did not greet within %s", greetWait), "does root's login shell wait for something there (/root/.bashrc)? `ssh USER@NODE true` has to end")
 	}
 	if err != nil {
 		return nil, errors.Join(s.explain(err), proc.Close())
