@@ -15,11 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inside says that this process is the one in namespaces of its own.
+// inside says that this process is in namespaces of its own: as the first
+// process there, or as the one that runs the tests.
 const inside = "INGOT_E2E_INSIDE"
 
 // TestMain runs the tests in a process with network, mount and process
-// namespaces of its own: whatever a test leaves behind ends with it.
+// namespaces of its own: whatever a test leaves behind ends with it. The first
+// process there buries the dead, as the agents of a thousand nodes are.
 func TestMain(m *testing.M) { os.Exit(runMain(m)) }
 
 func runMain(m *testing.M) int {
@@ -29,7 +31,10 @@ func runMain(m *testing.M) int {
 	if isWebd() {
 		return runWebd()
 	}
-	if os.Getenv(inside) != "" {
+	switch os.Getenv(inside) {
+	case "first":
+		return runFirst()
+	case "tests":
 		err := errors.Join(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""), unix.Mount("proc", "/proc", "proc", 0, ""), exec.Command("ip", "link", "set", "lo", "up").Run())
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "e2e: prepare the namespaces:", err)
@@ -47,7 +52,7 @@ func runMain(m *testing.M) int {
 	}
 	defer exec.Command("rm", "-rf", "--one-file-system", tmp).Run()
 	cmd := exec.Command("/proc/self/exe", append([]string{"-test.parallel=6"}, os.Args[1:]...)...) // most of them wait
-	cmd.Env = append(os.Environ(), inside+"=1", "TMPDIR="+tmp)
+	cmd.Env = append(os.Environ(), inside+"=first", "TMPDIR="+tmp)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
 	runtime.LockOSThread() // Pdeathsig means the thread
@@ -66,6 +71,31 @@ func runMain(m *testing.M) int {
 		return 1
 	}
 	return 0
+}
+
+// runFirst runs the tests in a child, and waits for whatever has lost its parent.
+func runFirst() int {
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), inside+"=tests")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	if err := cmd.Start(); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e: start the tests:", err)
+		return 1
+	}
+	for {
+		var st unix.WaitStatus
+		switch pid, err := unix.Wait4(-1, &st, 0, nil); {
+		case err == unix.EINTR:
+		case err != nil:
+			fmt.Fprintln(os.Stderr, "e2e: wait for the tests:", err)
+			return 1
+		case pid == cmd.Process.Pid && st.Exited():
+			return st.ExitStatus()
+		case pid == cmd.Process.Pid:
+			fmt.Fprintln(os.Stderr, "e2e: the tests were ended by:", st.Signal())
+			return 1
+		}
+	}
 }
 
 // missing says why the tests cannot run here; empty: they can.
