@@ -55,7 +55,7 @@ func machineRows(text []byte) (rows []row, err error) {
 
 // fleet has e2e measure what a release costs the controller of many nodes.
 func fleet(ctx context.Context, o options) ([]row, error) {
-	fmt.Fprintln(os.Stderr, "bench: fleet, for about twenty minutes")
+	fmt.Fprintln(os.Stderr, "bench: fleet, for about ten minutes")
 	text, err := figuresOf(ctx, o, "TestThousand", "./e2e")
 	if err != nil {
 		return nil, err

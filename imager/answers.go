@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +23,7 @@ type answers struct {
 	mu     sync.Mutex
 	made   map[digest.ID]*answer
 	file   *os.File
+	mapped []byte // the file, also what it has not become yet
 	size   int64
 	limit  int64
 	why    error // nothing more is kept
@@ -35,14 +37,8 @@ type answer struct {
 	stop   context.CancelFunc
 	done   chan struct{}
 	err    error
-	data   []byte // where it is not kept
-	kept   bool
-	off, n int64
+	data   []byte
 }
-
-// loader reads an answer, into buf where it has to be read: what it returns is
-// for reading only, and good until buf is used again.
-type loader func(buf *[]byte) ([]byte, error)
 
 // maxKept bounds what is kept, in bytes; half of the disk's free space does, too.
 const maxKept = 4 << 30
@@ -52,9 +48,9 @@ func newAnswers(dir string) *answers {
 }
 
 // get returns the answer that key names, made by produce where nobody has
-// asked for it before. Who stops waiting does not disturb others: what is made
+// asked for it before. It is for reading only, until close. Who stops waiting does not disturb others: what is made
 // is given up when nobody waits for it any more. Failures are not kept.
-func (a *answers) get(ctx context.Context, key digest.ID, produce func(context.Context) ([]byte, error)) (loader, error) {
+func (a *answers) get(ctx context.Context, key digest.ID, produce func(context.Context) ([]byte, error)) ([]byte, error) {
 	x := a.ask(ctx, key, produce)
 	var err error
 	select {
@@ -67,20 +63,31 @@ func (a *answers) get(ctx context.Context, key digest.ID, produce func(context.C
 	if err != nil {
 		return nil, err
 	}
-	return func(buf *[]byte) ([]byte, error) {
-		if !x.kept {
-			return x.data, nil
+	if err := readable(x.data); err != nil {
+		a.giveUp(err)
+		return produce(ctx)
+	}
+	return x.data, nil
+}
+
+// readable reads a byte of each page: what a disk does not give back is a fault
+// (mmap(2), SIGBUS), and better met here than where it is sent.
+func readable(b []byte) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if recover() != nil {
+			err = errors.New("the disk does not give it back")
 		}
-		if int64(len(*buf)) < x.n {
-			*buf = make([]byte, x.n+x.n/4)
-		}
-		b := (*buf)[:x.n]
-		if _, err := a.file.ReadAt(b, x.off); err != nil {
-			a.giveUp(fmt.Errorf("read it again: %w", err))
-			return produce(ctx)
-		}
-		return b, nil
-	}, nil
+	}()
+	var sum byte
+	for i := 0; i < len(b); i += os.Getpagesize() {
+		sum += b[i]
+	}
+	if len(b) > 0 {
+		sum += b[len(b)-1]
+	}
+	runtime.KeepAlive(sum)
+	return nil
 }
 
 // ask joins those that wait for an answer, or begins to make it.
@@ -136,8 +143,8 @@ func (a *answers) make(ctx context.Context, key digest.ID, x *answer, produce fu
 		x.err = ctx.Err()
 	}
 	if x.err == nil {
-		if x.off, x.kept = a.keep(x.data); x.kept {
-			x.n, x.data = int64(len(x.data)), nil
+		if kept, ok := a.keep(x.data); ok {
+			x.data = kept
 			return
 		}
 	}
@@ -146,27 +153,30 @@ func (a *answers) make(ctx context.Context, key digest.ID, x *answer, produce fu
 	a.drop(key, x)
 }
 
-// keep writes b into the file and returns where.
-func (a *answers) keep(b []byte) (off int64, ok bool) {
+// keep writes b into the file and returns it from there: all that get it share
+// the memory, which the kernel may have back.
+func (a *answers) keep(b []byte) (kept []byte, ok bool) {
 	a.mu.Lock()
 	if a.file == nil && a.why == nil {
-		a.file, a.limit, a.why = unnamed(a.dir, a.limit)
+		if a.file, a.limit, a.why = unnamed(a.dir, a.limit); a.limit > 0 && a.why == nil {
+			a.mapped, a.why = unix.Mmap(int(a.file.Fd()), 0, int(a.limit), unix.PROT_READ, unix.MAP_SHARED)
+		}
 	}
 	if a.why == nil && a.size+int64(len(b)) > a.limit {
 		a.why = fmt.Errorf("%d bytes are kept, which is the limit", a.size)
 	}
 	if a.why != nil {
 		a.mu.Unlock()
-		return 0, false
+		return nil, false
 	}
-	off = a.size
+	off := a.size
 	a.size += int64(len(b))
 	a.mu.Unlock()
 	if _, err := a.file.WriteAt(b, off); err != nil {
 		a.giveUp(err)
-		return 0, false
+		return nil, false
 	}
-	return off, true
+	return a.mapped[off : off+int64(len(b)) : off+int64(len(b))], true
 }
 
 func (a *answers) giveUp(why error) {
@@ -198,7 +208,8 @@ func unnamed(dir string, limit int64) (*os.File, int64, error) {
 	return f, min(limit, int64(st.Bavail)*st.Bsize/2), nil
 }
 
-// close ends what is being made and frees what is kept; it returns why not all was.
+// close ends what is being made and frees what is kept, which nobody reads any
+// more; it returns why not all was.
 func (a *answers) close() error {
 	a.mu.Lock()
 	a.closed = true
@@ -209,6 +220,9 @@ func (a *answers) close() error {
 	a.making.Wait()
 	if a.file != nil {
 		_ = a.file.Close() // nothing in it is of use any more
+	}
+	if a.mapped != nil {
+		_ = unix.Munmap(a.mapped)
 	}
 	if a.why != nil {
 		return fmt.Errorf("what is compressed once for all nodes was not all kept, and some of it made for each: %w", a.why)

@@ -12,11 +12,7 @@ import (
 
 // load is what comes of asking.
 func load(ctx context.Context, a *answers, key digest.ID, produce func(context.Context) ([]byte, error)) (string, error) {
-	l, err := a.get(ctx, key, produce)
-	if err != nil {
-		return "", err
-	}
-	b, err := l(new([]byte))
+	b, err := a.get(ctx, key, produce)
 	return string(b), err
 }
 

@@ -23,7 +23,6 @@ type Shared struct {
 	answers  *answers
 	least    uint64    // bytes of a segment
 	segments sync.Pool // of *wire.Segment
-	buffers  sync.Pool // of *[]byte, an answer each
 }
 
 // chunkList is the distinct chunks of an image in its order, and where each is.
@@ -35,7 +34,7 @@ type chunkList struct {
 // NewShared shares answers about an image, whose manifest is read when there
 // is something to answer. They are kept in a file in dir that nobody sees.
 func NewShared(image func() (*manifest.Manifest, error), source Source, dir string) *Shared {
-	s := &Shared{source: source, least: leastSegment, answers: newAnswers(dir), segments: sync.Pool{New: func() any { return wire.NewSegment() }}, buffers: sync.Pool{New: func() any { return new([]byte) }}}
+	s := &Shared{source: source, least: leastSegment, answers: newAnswers(dir), segments: sync.Pool{New: func() any { return wire.NewSegment() }}}
 	s.image = sync.OnceValues(func() (chunkList, error) {
 		m, err := image()
 		if err != nil {
@@ -80,17 +79,9 @@ func (s *Shared) give(ctx context.Context, to *wire.Stream, ids []digest.ID) (ot
 	segments, others := image.segments(ids, s.least)
 	ctx, stop := context.WithCancel(ctx) // for those that are made in advance
 	defer stop()
-	buf := s.buffers.Get().(*[]byte)
-	defer s.buffers.Put(buf)
-	return others, wire.InOrder(len(segments), func(i int) (loader, error) {
+	return others, wire.InOrder(len(segments), func(i int) ([]byte, error) {
 		return s.answers.get(ctx, keyOf(segments[i]), func(ctx context.Context) ([]byte, error) { return s.segment(ctx, segments[i]) })
-	}, func(load loader) error {
-		segment, err := load(buf)
-		if err != nil {
-			return err
-		}
-		return to.Splice(segment)
-	})
+	}, to.Splice)
 }
 
 func (s *Shared) segment(ctx context.Context, ids []digest.ID) ([]byte, error) {
@@ -116,10 +107,7 @@ func (s *Shared) difference(ctx context.Context, group wire.Group) (diff []byte,
 	if slices.ContainsFunc(group.Wanted, func(id digest.ID) bool { _, ok := image.at[id]; return !ok }) {
 		return nil, false, nil
 	}
-	load, err := s.answers.get(ctx, keyOf(group.Wanted, group.Like), func(ctx context.Context) ([]byte, error) { return difference(ctx, s.source, group) })
-	if err == nil {
-		diff, err = load(new([]byte))
-	}
+	diff, err = s.answers.get(ctx, keyOf(group.Wanted, group.Like), func(ctx context.Context) ([]byte, error) { return difference(ctx, s.source, group) })
 	if err != nil {
 		return nil, false, ctx.Err()
 	}
