@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -162,7 +163,17 @@ func (c *crowd) serve(dir string) {
 	var said strings.Builder
 	cmd.Stderr = &said
 	ok(t, cmd.Start())
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+		if t.Failed() {
+			t.Logf("sshd said:\n%.3000s", said.String())
+		}
+	})
+	eventually(t, "sshd listens", func() bool {
+		conn, err := net.Dial("tcp", crowdAddress(0)+":22")
+		return err == nil && conn.Close() == nil
+	})
 	public := strings.Join(strings.Fields(read(t, key+".pub"))[:2], " ")
 	ok(t, os.MkdirAll(filepath.Join(dir, ".ssh"), 0o700))
 	ok(t, os.WriteFile(filepath.Join(dir, ".ssh/known_hosts"), []byte("* "+public+"\n"), 0o600))

@@ -20,15 +20,16 @@ type answers struct {
 	dir  string
 	room chan struct{} // as many are made at once
 
-	mu     sync.Mutex
-	made   map[digest.ID]*answer
-	file   *os.File
-	mapped []byte // the file, also what it has not become yet
-	size   int64
-	limit  int64
-	why    error // nothing more is kept
-	closed bool
-	making sync.WaitGroup
+	mu      sync.Mutex
+	made    map[digest.ID]*answer
+	file    *os.File
+	mapped  []byte // the file, also what it has not become yet
+	size    int64
+	limit   int64
+	why     error // nothing more is kept
+	closed  bool
+	making  sync.WaitGroup
+	reading sync.WaitGroup
 }
 
 // answer is one of them. Once done is closed, all but asking is as it stays.
@@ -38,6 +39,7 @@ type answer struct {
 	done   chan struct{}
 	err    error
 	data   []byte
+	pages  []byte // of the file, that it is in; nil: it is not kept
 }
 
 // maxKept bounds what is kept, in bytes; half of the disk's free space does, too.
@@ -48,8 +50,9 @@ func newAnswers(dir string) *answers {
 }
 
 // get returns the answer that key names, made by produce where nobody has
-// asked for it before. It is for reading only, until close. Who stops waiting does not disturb others: what is made
-// is given up when nobody waits for it any more. Failures are not kept.
+// asked for it before. It is for reading only, by guarded, until close. Who
+// stops waiting does not disturb others: what is made is given up when nobody
+// waits for it any more. Failures are not kept.
 func (a *answers) get(ctx context.Context, key digest.ID, produce func(context.Context) ([]byte, error)) ([]byte, error) {
 	x := a.ask(ctx, key, produce)
 	var err error
@@ -60,34 +63,70 @@ func (a *answers) get(ctx context.Context, key digest.ID, produce func(context.C
 		err = ctx.Err()
 	}
 	a.leave(key, x)
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case x.pages == nil:
+		return x.data, nil
+	case !a.read():
+		return nil, errOver
 	}
-	if err := readable(x.data); err != nil {
+	defer a.reading.Done()
+	if err := present(x.pages); err != nil {
 		a.giveUp(err)
 		return produce(ctx)
 	}
 	return x.data, nil
 }
 
-// readable reads a byte of each page: what a disk does not give back is a fault
-// (mmap(2), SIGBUS), and better met here than where it is sent.
-func readable(b []byte) (err error) {
+// read says that something kept is read now, which close waits for; false after that.
+func (a *answers) read() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.closed {
+		a.reading.Add(1)
+	}
+	return !a.closed
+}
+
+var (
+	errOver = errors.New("BUG: asked for after the end of the run")
+	errLost = errors.New("what was kept of it cannot be read again")
+)
+
+// present has the kernel read pages of the file which are not in memory.
+func present(pages []byte) error {
+	switch err := unix.Madvise(pages, unix.MADV_POPULATE_READ); err {
+	case nil:
+		return nil
+	case unix.EINVAL: // before Linux 5.14
+		return guarded(func() error {
+			var sum byte
+			for i := 0; i < len(pages); i += os.Getpagesize() {
+				sum += pages[i]
+			}
+			runtime.KeepAlive(sum)
+			return nil
+		})
+	default:
+		return fmt.Errorf("%w: %w", errLost, err)
+	}
+}
+
+// guarded calls fn, which reads what was kept: what a disk does not give back is
+// a fault there (mmap(2), SIGBUS) and an error here.
+func guarded(fn func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
-		if recover() != nil {
-			err = errors.New("the disk does not give it back")
+		switch fault := recover().(type) {
+		case nil:
+		case interface{ Addr() uintptr }:
+			err = errLost
+		default:
+			panic(fault)
 		}
 	}()
-	var sum byte
-	for i := 0; i < len(b); i += os.Getpagesize() {
-		sum += b[i]
-	}
-	if len(b) > 0 {
-		sum += b[len(b)-1]
-	}
-	runtime.KeepAlive(sum)
-	return nil
+	return fn()
 }
 
 // ask joins those that wait for an answer, or begins to make it.
@@ -99,7 +138,7 @@ func (a *answers) ask(ctx context.Context, key digest.ID, produce func(context.C
 		ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 		x = &answer{done: make(chan struct{}), stop: stop}
 		if a.closed {
-			x.err = errors.New("BUG: asked for after the end of the run")
+			x.err = errOver
 			close(x.done)
 			return x
 		}
@@ -143,8 +182,10 @@ func (a *answers) make(ctx context.Context, key digest.ID, x *answer, produce fu
 		x.err = ctx.Err()
 	}
 	if x.err == nil {
-		if kept, ok := a.keep(x.data); ok {
-			x.data = kept
+		if off, ok := a.keep(x.data); ok {
+			end := off + int64(len(x.data))
+			x.data = a.mapped[off:end:end]
+			x.pages = a.mapped[off&^int64(os.Getpagesize()-1) : end]
 			return
 		}
 	}
@@ -153,9 +194,9 @@ func (a *answers) make(ctx context.Context, key digest.ID, x *answer, produce fu
 	a.drop(key, x)
 }
 
-// keep writes b into the file and returns it from there: all that get it share
-// the memory, which the kernel may have back.
-func (a *answers) keep(b []byte) (kept []byte, ok bool) {
+// keep writes b into the file and returns where: all that get it share the
+// memory, which the kernel may have back.
+func (a *answers) keep(b []byte) (off int64, ok bool) {
 	a.mu.Lock()
 	if a.file == nil && a.why == nil {
 		if a.file, a.limit, a.why = unnamed(a.dir, a.limit); a.limit > 0 && a.why == nil {
@@ -167,16 +208,16 @@ func (a *answers) keep(b []byte) (kept []byte, ok bool) {
 	}
 	if a.why != nil {
 		a.mu.Unlock()
-		return nil, false
+		return 0, false
 	}
-	off := a.size
+	off = a.size
 	a.size += int64(len(b))
 	a.mu.Unlock()
 	if _, err := a.file.WriteAt(b, off); err != nil {
 		a.giveUp(err)
-		return nil, false
+		return 0, false
 	}
-	return a.mapped[off : off+int64(len(b)) : off+int64(len(b))], true
+	return off, true
 }
 
 func (a *answers) giveUp(why error) {
@@ -218,6 +259,9 @@ func (a *answers) close() error {
 	}
 	a.mu.Unlock()
 	a.making.Wait()
+	a.reading.Wait()
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if a.file != nil {
 		_ = a.file.Close() // nothing in it is of use any more
 	}

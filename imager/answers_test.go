@@ -1,6 +1,7 @@
 package imager
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"sync/atomic"
@@ -114,6 +115,28 @@ func TestCloseEndsTheMaking(t *testing.T) {
 	if err := a.close(); err != nil || !ended.Load() {
 		t.Errorf("ended %v, %v", ended.Load(), err)
 	}
+}
+
+// A file that cannot be read while it is sent is an error of whoever sends it.
+func TestLostWhileItIsSent(t *testing.T) {
+	a := newAnswers(t.TempDir())
+	defer a.close()
+	b, err := a.get(t.Context(), digest.ID{1}, func(context.Context) ([]byte, error) { return make([]byte, 100_000), nil })
+	if err != nil || len(b) != 100_000 {
+		t.Fatalf("%d bytes, %v", len(b), err)
+	}
+	if err := a.file.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	if err := guarded(func() error { _ = bytes.Clone(b); return nil }); !errors.Is(err, errLost) {
+		t.Errorf("err = %v", err)
+	}
+	defer func() {
+		if recover() == nil {
+			t.Error("another panic is hidden")
+		}
+	}()
+	_ = guarded(func() error { panic("another") })
 }
 
 func waitFor(t *testing.T, ok func() bool) {

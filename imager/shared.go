@@ -81,7 +81,7 @@ func (s *Shared) give(ctx context.Context, to *wire.Stream, ids []digest.ID) (ot
 	defer stop()
 	return others, wire.InOrder(len(segments), func(i int) ([]byte, error) {
 		return s.answers.get(ctx, keyOf(segments[i]), func(ctx context.Context) ([]byte, error) { return s.segment(ctx, segments[i]) })
-	}, to.Splice)
+	}, func(segment []byte) error { return guarded(func() error { return to.Splice(segment) }) })
 }
 
 func (s *Shared) segment(ctx context.Context, ids []digest.ID) ([]byte, error) {
@@ -108,6 +108,9 @@ func (s *Shared) difference(ctx context.Context, group wire.Group) (diff []byte,
 		return nil, false, nil
 	}
 	diff, err = s.answers.get(ctx, keyOf(group.Wanted, group.Like), func(ctx context.Context) ([]byte, error) { return difference(ctx, s.source, group) })
+	if err == nil {
+		err = guarded(func() error { diff = slices.Clone(diff); return nil })
+	}
 	if err != nil {
 		return nil, false, ctx.Err()
 	}

@@ -267,7 +267,7 @@ func TestNothingCanBeKept(t *testing.T) {
 		"nothing":        {t.TempDir(), 0, nil, "0 bytes are kept"},
 		"one segment":    {t.TempDir(), 600_000, nil, "bytes are kept"},
 		"a broken disk":  {t.TempDir(), maxKept, func(a *answers) { a.file.Close(); clear(a.made) }, "file already closed"},
-		"a file cut off": {t.TempDir(), maxKept, func(a *answers) { a.file.Truncate(100) }, "does not give it back"},
+		"a file cut off": {t.TempDir(), maxKept, func(a *answers) { a.file.Truncate(100) }, "cannot be read again"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			shared := sharedOf(image, store, tc.dir)

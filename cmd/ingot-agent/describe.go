@@ -40,7 +40,7 @@ func describe(err error) wire.Error {
 		e.Kind, e.Hint = "busy", busyHint
 	case errors.Is(err, rollback.ErrOnTrial):
 		e.Kind, e.Hint = "busy", "the push that made it confirms it, and so does the same push again; `/.ingot/agent confirm` on the node keeps it, a rollback takes it back"
-	case errors.Is(err, errUnchecked):
+	case errors.Is(err, errUnchecked), errors.As(err, new(*leavingError)):
 		e.Kind = "busy"
 	case errors.Is(err, rollback.ErrNoTrial):
 		e.Kind = "notrial"

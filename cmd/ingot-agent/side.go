@@ -268,9 +268,11 @@ func confirmSide(conn *wire.Conn, conf *sides.Config, req wire.Request) error {
 			return &sideBusyError{t}
 		case t.Open() && t.Generation == req.To && req.Reason != "":
 			giveUp(req.Reason)
-			return errUnchecked // it goes down
-		case t.Open() && (t.Reason != "" || t.Looked.IsZero()):
-			return errUnchecked // it goes down, or is still looked at
+			return &leavingError{req.Reason}
+		case t.Open() && t.Reason != "":
+			return &leavingError{t.Reason}
+		case t.Open() && t.Looked.IsZero():
+			return errUnchecked
 		case t.Open() && t.Generation == req.To:
 			if err := stay(conf, req.By); err != nil {
 				return err

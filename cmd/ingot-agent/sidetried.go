@@ -81,7 +81,9 @@ func backTried(conn *wire.Conn, t *sides.Trial, req wire.Request) error {
 		if err := conn.Expect(wire.KindSwitch, nil, nil); err != nil {
 			return err
 		}
-		if err := noteReason("taken back by " + req.By); err != nil {
+		if err := noteReason("taken back by " + req.By); errors.Is(err, sides.ErrOver) {
+			return &asBeforeError{err} // it was confirmed, or goes back by itself
+		} else if err != nil {
 			return err
 		}
 		err = conn.Send(wire.KindAnswer, wire.Done{Notes: s.Notes, Sides: sidesNow()})

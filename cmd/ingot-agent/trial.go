@@ -205,7 +205,13 @@ func settle(ctx context.Context, n *rollback.Node, req wire.Request) error {
 
 // errUnchecked: whoever confirms has to wait for the checks, which run in
 // another process.
-var errUnchecked = errors.New("what is to be looked at after the switch has not all been looked at")
+var errUnchecked = errors.New("its checks run")
+
+// leavingError says that a side is on its way down: whoever confirms it has to
+// wait for what comes up.
+type leavingError struct{ why string }
+
+func (e *leavingError) Error() string { return "it goes down, since: " + e.why }
 
 func healthLines(list []rollback.Health) []string {
 	var out []string

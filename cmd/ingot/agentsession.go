@@ -217,6 +217,9 @@ func (p *program) uploadAgent(ctx context.Context, c *remote.Conn, machine, want
 // greetAgent runs a command line that becomes the agent, and greets it.
 func greetAgent(ctx context.Context, c *remote.Conn, command string) (*agentSession, error) {
 	proc, err := c.Start(ctx, command)
+	if err != nil && c.Silent() {
+		err = fellSilent(err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -224,7 +227,7 @@ func greetAgent(ctx context.Context, c *remote.Conn, command string) (*agentSess
 	late := time.AfterFunc(greetWait, func() { c.Close() })
 	err = s.conn.Greet(version)
 	if !late.Stop() && err != nil {
-		err = withHint(fmt.Errorf("it did not greet within %s", greetWait), "does root's login shell wait for something there (/root/.bashrc)? `ssh USER@NODE true` has to end")
+		err = withHint(fmt.Errorf("it did not greet within %s", greetWait), "does the node still answer, or does its login shell wait for something (/root/.bashrc)? `ssh USER@NODE true` has to end")
 	}
 	if err != nil {
 		return nil, errors.Join(s.explain(err), proc.Close())

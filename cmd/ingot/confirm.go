@@ -180,8 +180,8 @@ func (p *program) confirm(ctx context.Context, w *world, t trial, reason string,
 
 func waiting(err error, deadline time.Time) string {
 	switch {
-	case busyPeer(err):
-		return "confirm: its checks run"
+	case busyPeer(err): // its checks run, or it goes down
+		return "confirm: " + brief(err.Error())
 	case time.Now().Before(deadline):
 		return "confirm: cannot reach it, until " + deadline.Format(time.TimeOnly)
 	}

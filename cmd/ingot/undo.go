@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/urfave/cli/v2"
 
@@ -16,31 +15,24 @@ import (
 
 // undoing judges, by what a node keeps, whether what a deployment made of it
 // is there to be taken back. nil: go on; *alreadyError: there is nothing to do.
-// The record is read once, at the first node.
-func undoing(ctx context.Context, w *world, id int64) func(node string) (func([]wire.Generation) error, error) {
-	var dep inventory.Deployment
-	rows := sync.OnceValues(func() (map[string]inventory.DeploymentNode, error) {
-		var err error
-		if dep, err = w.state.Deployment(ctx, id); err != nil {
-			return nil, err
-		}
-		rows := map[string]inventory.DeploymentNode{}
-		for _, n := range dep.Nodes {
-			rows[n.Node] = n
-		}
-		return rows, nil
-	})
-	return func(node string) (func([]wire.Generation) error, error) {
-		all, err := rows()
-		if err != nil {
-			return nil, err
-		}
-		row, ok := all[node]
-		if !ok {
-			return nil, fmt.Errorf("node %q is not in deployment %d: %w", node, id, inventory.ErrNotFound)
-		}
-		return func(kept []wire.Generation) error { return undoable(dep, row, kept) }, nil
+type undoing func(node string, kept []wire.Generation) error
+
+func (w *world) undoing(ctx context.Context, id int64) (undoing, error) {
+	dep, err := w.state.Deployment(ctx, id)
+	if err != nil {
+		return nil, err
 	}
+	rows := map[string]inventory.DeploymentNode{}
+	for _, n := range dep.Nodes {
+		rows[n.Node] = n
+	}
+	return func(node string, kept []wire.Generation) error {
+		row, ok := rows[node]
+		if !ok {
+			return fmt.Errorf("node %q is not in deployment %d: %w", node, id, inventory.ErrNotFound)
+		}
+		return undoable(dep, row, kept)
+	}, nil
 }
 
 // undoable reports whether a node, which keeps these generations, is to go

@@ -138,7 +138,14 @@ func (p *program) action(ctx context.Context, w *world, x work, image *release) 
 	case "push":
 		return p.pushNode(w, x, image), nil
 	case "rollback":
-		return p.rollbackNode(w, x, undoing(ctx, w, x.Undo)), nil
+		var undone undoing
+		if x.Undo != 0 {
+			var err error
+			if undone, err = w.undoing(ctx, x.Undo); err != nil {
+				return nil, err
+			}
+		}
+		return p.rollbackNode(w, x, undone), nil
 	case "repair":
 		return p.repairNode(w, x), nil
 	case "drift":
@@ -190,7 +197,7 @@ func again(kind string) func(wire.Generation) inventory.Generation {
 	}
 }
 
-func (p *program) rollbackNode(w *world, x work, undone func(node string) (func([]wire.Generation) error, error)) nodeAction {
+func (p *program) rollbackNode(w *world, x work, undone undoing) nodeAction {
 	return func(ctx context.Context, j *nodeJob) error {
 		req := x.ask()
 		req.To, req.ToImage, req.ToRef = x.To, x.Image, x.Ref
@@ -205,10 +212,8 @@ func (p *program) rollbackNode(w *world, x work, undone func(node string) (func(
 		after.ask(&req)
 		var is func([]wire.Generation) error
 		switch {
-		case x.Undo != 0:
-			if is, err = undone(j.node.Name); err != nil {
-				return err
-			}
+		case undone != nil:
+			is = func(kept []wire.Generation) error { return undone(j.node.Name, kept) }
 		case x.Ref != "":
 			is = func(kept []wire.Generation) error { return runsAlready(kept, x) }
 		}

@@ -214,7 +214,7 @@ func (c *Conn) Start(ctx context.Context, command string) (*Process, error) {
 	}
 	p.Reader, p.WriteCloser = out, in
 	s.Stderr = stderrOf{p}
-	if err := s.Start(command); err != nil {
+	if _, err := within(ctx, c, func() (struct{}, error) { return struct{}{}, s.Start(command) }); err != nil {
 		return nil, errors.Join(fmt.Errorf("run %q on %q: %w", command, c.target.Name, err), s.Close())
 	}
 	context.AfterFunc(ctx, func() { s.Close() })
