@@ -19,6 +19,7 @@ import (
 type answers struct {
 	dir  string
 	room chan struct{} // as many are made at once
+	into chan []byte   // memory to make them in
 
 	mu      sync.Mutex
 	made    map[digest.ID]*answer
@@ -46,14 +47,18 @@ type answer struct {
 const maxKept = 4 << 30
 
 func newAnswers(dir string) *answers {
-	return &answers{dir: dir, room: make(chan struct{}, runtime.GOMAXPROCS(0)), made: map[digest.ID]*answer{}, limit: maxKept}
+	n := runtime.GOMAXPROCS(0)
+	return &answers{dir: dir, room: make(chan struct{}, n), into: make(chan []byte, n), made: map[digest.ID]*answer{}, limit: maxKept}
 }
+
+// producer makes an answer. It may append it to into.
+type producer func(ctx context.Context, into []byte) ([]byte, error)
 
 // get returns the answer that key names, made by produce where nobody has
 // asked for it before. It is for reading only, by guarded, until close. Who
 // stops waiting does not disturb others: what is made is given up when nobody
 // waits for it any more. Failures are not kept.
-func (a *answers) get(ctx context.Context, key digest.ID, produce func(context.Context) ([]byte, error)) ([]byte, error) {
+func (a *answers) get(ctx context.Context, key digest.ID, produce producer) ([]byte, error) {
 	x := a.ask(ctx, key, produce)
 	var err error
 	select {
@@ -74,7 +79,7 @@ func (a *answers) get(ctx context.Context, key digest.ID, produce func(context.C
 	defer a.reading.Done()
 	if err := present(x.pages); err != nil {
 		a.giveUp(err)
-		return produce(ctx)
+		return produce(ctx, nil)
 	}
 	return x.data, nil
 }
@@ -130,7 +135,7 @@ func guarded(fn func() error) (err error) {
 }
 
 // ask joins those that wait for an answer, or begins to make it.
-func (a *answers) ask(ctx context.Context, key digest.ID, produce func(context.Context) ([]byte, error)) *answer {
+func (a *answers) ask(ctx context.Context, key digest.ID, produce producer) *answer {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	x := a.made[key]
@@ -172,11 +177,11 @@ func (a *answers) drop(key digest.ID, x *answer) {
 	}
 }
 
-func (a *answers) make(ctx context.Context, key digest.ID, x *answer, produce func(context.Context) ([]byte, error)) {
+func (a *answers) make(ctx context.Context, key digest.ID, x *answer, produce producer) {
 	defer close(x.done)
 	select {
 	case a.room <- struct{}{}:
-		x.data, x.err = produce(ctx)
+		x.data, x.err = produce(ctx, a.memory())
 		<-a.room
 	case <-ctx.Done():
 		x.err = ctx.Err()
@@ -184,6 +189,7 @@ func (a *answers) make(ctx context.Context, key digest.ID, x *answer, produce fu
 	if x.err == nil {
 		if off, ok := a.keep(x.data); ok {
 			end := off + int64(len(x.data))
+			a.memoryBack(x.data)
 			x.data = a.mapped[off:end:end]
 			x.pages = a.mapped[off&^int64(os.Getpagesize()-1) : end]
 			return
@@ -192,6 +198,24 @@ func (a *answers) make(ctx context.Context, key digest.ID, x *answer, produce fu
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.drop(key, x)
+}
+
+// memory returns some to append to, perhaps none.
+func (a *answers) memory() []byte {
+	select {
+	case b := <-a.into:
+		return b
+	default:
+		return nil
+	}
+}
+
+// memoryBack takes what nobody reads any more.
+func (a *answers) memoryBack(b []byte) {
+	select {
+	case a.into <- b[:0]:
+	default:
+	}
 }
 
 // keep writes b into the file and returns where: all that get it share the

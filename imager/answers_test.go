@@ -12,7 +12,7 @@ import (
 )
 
 // load is what comes of asking.
-func load(ctx context.Context, a *answers, key digest.ID, produce func(context.Context) ([]byte, error)) (string, error) {
+func load(ctx context.Context, a *answers, key digest.ID, produce producer) (string, error) {
 	b, err := a.get(ctx, key, produce)
 	return string(b), err
 }
@@ -24,7 +24,7 @@ func TestWhoAskedFirstGivesUp(t *testing.T) {
 	key := digest.ID{1}
 	begun, goOn := make(chan struct{}), make(chan struct{})
 	var times atomic.Int32
-	produce := func(ctx context.Context) ([]byte, error) {
+	produce := func(ctx context.Context, _ []byte) ([]byte, error) {
 		times.Add(1)
 		close(begun)
 		select {
@@ -60,7 +60,7 @@ func TestAllGiveUp(t *testing.T) {
 	key := digest.ID{1}
 	ended := make(chan struct{})
 	ctx, giveUp := context.WithCancel(t.Context())
-	_, err := load(ctx, a, key, func(ctx context.Context) ([]byte, error) {
+	_, err := load(ctx, a, key, func(ctx context.Context, _ []byte) ([]byte, error) {
 		giveUp()
 		<-ctx.Done()
 		close(ended)
@@ -70,7 +70,7 @@ func TestAllGiveUp(t *testing.T) {
 		t.Errorf("who gave up: %v", err)
 	}
 	<-ended
-	if b, err := load(t.Context(), a, key, func(context.Context) ([]byte, error) { return []byte("again"), nil }); b != "again" || err != nil {
+	if b, err := load(t.Context(), a, key, func(context.Context, []byte) ([]byte, error) { return []byte("again"), nil }); b != "again" || err != nil {
 		t.Errorf("%q, %v", b, err)
 	}
 	if err := a.close(); err != nil {
@@ -86,15 +86,15 @@ func TestFailureIsNotKept(t *testing.T) {
 	a := newAnswers(t.TempDir())
 	defer a.close()
 	key, broken := digest.ID{1}, errors.New("broken")
-	if _, err := load(t.Context(), a, key, func(context.Context) ([]byte, error) { return nil, broken }); !errors.Is(err, broken) {
+	if _, err := load(t.Context(), a, key, func(context.Context, []byte) ([]byte, error) { return nil, broken }); !errors.Is(err, broken) {
 		t.Errorf("err = %v", err)
 	}
 	for range 2 {
-		if b, err := load(t.Context(), a, key, func(context.Context) ([]byte, error) { return nil, nil }); b != "" || err != nil {
+		if b, err := load(t.Context(), a, key, func(context.Context, []byte) ([]byte, error) { return nil, nil }); b != "" || err != nil {
 			t.Errorf("%q, %v", b, err)
 		}
 	}
-	if b, err := load(t.Context(), a, key, func(context.Context) ([]byte, error) { return []byte("other"), nil }); b != "" || err != nil {
+	if b, err := load(t.Context(), a, key, func(context.Context, []byte) ([]byte, error) { return []byte("other"), nil }); b != "" || err != nil {
 		t.Errorf("an empty answer is one: %q, %v", b, err)
 	}
 }
@@ -104,7 +104,7 @@ func TestCloseEndsTheMaking(t *testing.T) {
 	a := newAnswers(t.TempDir())
 	begun := make(chan struct{})
 	var ended atomic.Bool
-	go load(t.Context(), a, digest.ID{1}, func(ctx context.Context) ([]byte, error) {
+	go load(t.Context(), a, digest.ID{1}, func(ctx context.Context, _ []byte) ([]byte, error) {
 		close(begun)
 		<-ctx.Done()
 		time.Sleep(20 * time.Millisecond)
@@ -121,7 +121,7 @@ func TestCloseEndsTheMaking(t *testing.T) {
 func TestLostWhileItIsSent(t *testing.T) {
 	a := newAnswers(t.TempDir())
 	defer a.close()
-	b, err := a.get(t.Context(), digest.ID{1}, func(context.Context) ([]byte, error) { return make([]byte, 100_000), nil })
+	b, err := a.get(t.Context(), digest.ID{1}, func(context.Context, []byte) ([]byte, error) { return make([]byte, 100_000), nil })
 	if err != nil || len(b) != 100_000 {
 		t.Fatalf("%d bytes, %v", len(b), err)
 	}

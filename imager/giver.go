@@ -69,7 +69,7 @@ func (g *giver) answer(ctx context.Context, f wire.Frame) error {
 	}
 	s := g.c.Stream()
 	if ours, err = g.shared.give(ctx, s, ours); err == nil && len(ours) > 0 {
-		err = g.source.Fetch(ctx, ours, s.Add)
+		err = g.shared.own(ctx, s, g.source, ours)
 	}
 	if err != nil {
 		return fmt.Errorf("read the image: %w", err)
@@ -84,6 +84,7 @@ func (g *giver) answer(ctx context.Context, f wire.Frame) error {
 
 // split parts what is in a set from what is not.
 func split(ids []digest.ID, set map[digest.ID]bool) (in, out []digest.ID) {
+	in = make([]digest.ID, 0, len(ids))
 	for _, id := range ids {
 		if set[id] {
 			in = append(in, id)

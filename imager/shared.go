@@ -3,6 +3,7 @@ package imager
 import (
 	"context"
 	"encoding/binary"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -21,8 +22,8 @@ type Shared struct {
 	source   Source
 	image    func() (chunkList, error)
 	answers  *answers
-	least    uint64    // bytes of a segment
-	segments sync.Pool // of *wire.Segment
+	least    uint64             // bytes of a segment
+	segments chan *wire.Segment // to compress with, one a processor; nil: not made yet
 }
 
 // chunkList is the distinct chunks of an image in its order, and where each is.
@@ -34,7 +35,11 @@ type chunkList struct {
 // NewShared shares answers about an image, whose manifest is read when there
 // is something to answer. They are kept in a file in dir that nobody sees.
 func NewShared(image func() (*manifest.Manifest, error), source Source, dir string) *Shared {
-	s := &Shared{source: source, least: leastSegment, answers: newAnswers(dir), segments: sync.Pool{New: func() any { return wire.NewSegment() }}}
+	n := runtime.GOMAXPROCS(0)
+	s := &Shared{source: source, least: leastSegment, answers: newAnswers(dir), segments: make(chan *wire.Segment, n)}
+	for range n {
+		s.segments <- nil
+	}
 	s.image = sync.OnceValues(func() (chunkList, error) {
 		m, err := image()
 		if err != nil {
@@ -80,17 +85,45 @@ func (s *Shared) give(ctx context.Context, to *wire.Stream, ids []digest.ID) (ot
 	ctx, stop := context.WithCancel(ctx) // for those that are made in advance
 	defer stop()
 	return others, wire.InOrder(len(segments), func(i int) ([]byte, error) {
-		return s.answers.get(ctx, keyOf(segments[i]), func(ctx context.Context) ([]byte, error) { return s.segment(ctx, segments[i]) })
+		return s.answers.get(ctx, keyOf(segments[i]), func(ctx context.Context, into []byte) ([]byte, error) {
+			return s.segment(ctx, s.source, segments[i], into)
+		})
 	}, func(segment []byte) error { return guarded(func() error { return to.Splice(segment) }) })
 }
 
-func (s *Shared) segment(ctx context.Context, ids []digest.ID) ([]byte, error) {
-	z := s.segments.Get().(*wire.Segment)
-	if err := s.source.Fetch(ctx, ids, z.Add); err != nil {
-		return nil, err // without z: somebody may still add to it
+// fewOwn is how many chunks are compressed in one piece, which is in memory.
+const fewOwn = 64
+
+// own sends what is of one node alone.
+func (s *Shared) own(ctx context.Context, to *wire.Stream, source Source, ids []digest.ID) error {
+	if s == nil || len(ids) > fewOwn {
+		return source.Fetch(ctx, ids, to.Add)
+	}
+	segment, err := s.segment(ctx, source, ids, nil)
+	if err != nil {
+		return err
+	}
+	return to.Splice(segment)
+}
+
+// segment appends a segment of chunks to into.
+func (s *Shared) segment(ctx context.Context, source Source, ids []digest.ID, into []byte) ([]byte, error) {
+	var z *wire.Segment
+	select {
+	case z = <-s.segments:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if z == nil {
+		z = wire.NewSegment()
+	}
+	z.Into(into)
+	if err := source.Fetch(ctx, ids, z.Add); err != nil {
+		s.segments <- nil // not z: somebody may still add to it
+		return nil, err
 	}
 	out, err := z.Take()
-	s.segments.Put(z)
+	s.segments <- z
 	return out, err
 }
 
@@ -107,7 +140,7 @@ func (s *Shared) difference(ctx context.Context, group wire.Group) (diff []byte,
 	if slices.ContainsFunc(group.Wanted, func(id digest.ID) bool { _, ok := image.at[id]; return !ok }) {
 		return nil, false, nil
 	}
-	diff, err = s.answers.get(ctx, keyOf(group.Wanted, group.Like), func(ctx context.Context) ([]byte, error) { return difference(ctx, s.source, group) })
+	diff, err = s.answers.get(ctx, keyOf(group.Wanted, group.Like), func(ctx context.Context, _ []byte) ([]byte, error) { return difference(ctx, s.source, group) })
 	if err == nil {
 		err = guarded(func() error { diff = slices.Clone(diff); return nil })
 	}
@@ -119,7 +152,11 @@ func (s *Shared) difference(ctx context.Context, group wire.Group) (diff []byte,
 
 // keyOf names what is made of some lists of chunks.
 func keyOf(lists ...[]digest.ID) digest.ID {
-	var b []byte
+	n := 0
+	for _, ids := range lists {
+		n += binary.MaxVarintLen64 + len(ids)*digest.Size
+	}
+	b := make([]byte, 0, n)
 	for _, ids := range lists {
 		b = binary.AppendUvarint(b, uint64(len(ids)))
 		for _, id := range ids {

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
 
 	"ingot/internal/digest"
@@ -62,6 +61,8 @@ type job struct {
 // buffers are reused from frame to frame.
 type buffers struct{ packed, raw []byte }
 
+var spareBuffers = sync.Pool{New: func() any { return &buffers{} }}
+
 // Fetch calls fn once for each distinct one of ids, from several goroutines
 // at once; data is verified, and valid only until fn returns. A chunk that
 // the index does not have gives ErrMissing before anything is read; a damaged
@@ -75,12 +76,6 @@ func (f *Fetcher) Fetch(ctx context.Context, ids []digest.ID, fn func(id digest.
 	if workers <= 0 {
 		workers = runtime.GOMAXPROCS(0)
 	}
-	dec, err := newDecoder(workers, maxFrame)
-	if err != nil {
-		return fmt.Errorf("fetch chunks: %w", err)
-	}
-	defer dec.Close()
-	pool := &sync.Pool{New: func() any { return &buffers{} }}
 	todo, jobs := make(chan run), make(chan job, workers)
 
 	all, ctx := errgroup.WithContext(ctx)
@@ -101,7 +96,7 @@ func (f *Fetcher) Fetch(ctx context.Context, ids []digest.ID, fn func(id digest.
 		for range min(readers, len(runs)) {
 			reading.Go(func() error {
 				for r := range todo {
-					if err := f.readRun(ctx, r, pool, jobs); err != nil {
+					if err := f.readRun(ctx, r, jobs); err != nil {
 						return err
 					}
 				}
@@ -116,10 +111,10 @@ func (f *Fetcher) Fetch(ctx context.Context, ids []digest.ID, fn func(id digest.
 				if err := ctx.Err(); err != nil {
 					return err
 				}
-				if err := f.unpack(dec, j, fn); err != nil {
+				if err := f.unpack(j, fn); err != nil {
 					return err
 				}
-				pool.Put(j.buf)
+				spareBuffers.Put(j.buf)
 			}
 			return nil
 		})
@@ -175,7 +170,7 @@ func (f *Fetcher) extend(runs []run, w want) []run {
 	return append(runs, run{pack: pack, off: fr.Off, n: int64(fr.Len), frames: []want{w}})
 }
 
-func (f *Fetcher) readRun(ctx context.Context, r run, pool *sync.Pool, jobs chan<- job) error {
+func (f *Fetcher) readRun(ctx context.Context, r run, jobs chan<- job) error {
 	rc, err := f.Read(ctx, r.pack.ID, r.off, r.n)
 	if err != nil {
 		return fmt.Errorf("read pack %s at %d: %w", r.pack.ID.Short(), r.off, err)
@@ -184,7 +179,7 @@ func (f *Fetcher) readRun(ctx context.Context, r run, pool *sync.Pool, jobs chan
 	pos := r.off
 	for _, w := range r.frames {
 		fr := f.Index.Frames[w.frame]
-		b := pool.Get().(*buffers)
+		b := spareBuffers.Get().(*buffers)
 		_, err := io.CopyN(io.Discard, rc, fr.Off-pos)
 		if err == nil {
 			b.packed = slices.Grow(b.packed[:0], int(fr.Len))[:fr.Len]
@@ -206,10 +201,10 @@ func (f *Fetcher) readRun(ctx context.Context, r run, pool *sync.Pool, jobs chan
 	return nil
 }
 
-func (f *Fetcher) unpack(dec *zstd.Decoder, j job, fn func(digest.ID, []byte) error) error {
+func (f *Fetcher) unpack(j job, fn func(digest.ID, []byte) error) error {
 	fr := f.Index.Frames[j.want.frame]
 	where := fmt.Sprintf("pack %s, frame at %d", j.pack.ID, fr.Off)
-	raw, err := inflate(dec, j.buf.packed, j.buf.raw, fr.Raw)
+	raw, err := inflate(j.buf.packed, j.buf.raw, fr.Raw)
 	if err != nil {
 		return &CorruptError{ID: f.Index.Chunks[j.want.chunks[0]].ID, Where: where, Err: err}
 	}

@@ -40,7 +40,6 @@ type Store struct {
 	// state
 	b   Backend
 	enc *zstd.Encoder
-	dec *zstd.Decoder
 
 	mu         sync.Mutex
 	index      index
@@ -143,7 +142,7 @@ func InitBackend(ctx context.Context, b Backend) (*Store, error) {
 }
 
 func newStore(b Backend) (*Store, error) {
-	// Both are used for whole frames only, from many goroutines.
+	// It is used for whole frames only, from many goroutines.
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(false),
 		zstd.WithSingleSegment(true), zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)),
 		// Twice a frame; the default is 4 MiB, of which an encoder holds two.
@@ -151,11 +150,7 @@ func newStore(b Backend) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	dec, err := newDecoder(runtime.GOMAXPROCS(0), maxFrame)
-	if err != nil {
-		return nil, err
-	}
-	return &Store{b: b, enc: enc, dec: dec}, nil
+	return &Store{b: b, enc: enc}, nil
 }
 
 // newDecoder returns a decoder that never makes more than limit bytes of one input.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -55,7 +56,7 @@ func (b *Batch) flush() error {
 	if len(b.buf) == 0 {
 		return nil
 	}
-	z := b.c.enc.EncodeAll(b.buf, nil)
+	z := pieceEncoder().EncodeAll(b.buf, nil)
 	b.buf = b.buf[:0]
 	return b.c.SendRaw(KindChunks, z)
 }
@@ -63,7 +64,7 @@ func (b *Batch) flush() error {
 // Chunks decodes a KindChunks frame and calls fn for each chunk, whose bytes
 // have been checked against its ID and are valid only during the call.
 func (c *Conn) Chunks(f Frame, fn func(id digest.ID, data []byte) error) error {
-	raw, err := c.dec.DecodeAll(f.Payload, nil)
+	raw, err := pieceDecoder().DecodeAll(f.Payload, nil)
 	if err != nil {
 		return fmt.Errorf("receive chunks: %w", err)
 	}
@@ -123,6 +124,7 @@ func (c *Conn) IDsUpTo(f Frame, most int) ([]digest.ID, error) {
 		if len(ids)+len(f.Payload)/digest.Size > most {
 			return nil, fmt.Errorf("receive chunk IDs: over %d", most)
 		}
+		ids = slices.Grow(ids, len(f.Payload)/digest.Size)
 		for p := f.Payload; len(p) > 0; p = p[digest.Size:] {
 			ids = append(ids, digest.ID(p[:digest.Size]))
 		}

@@ -20,8 +20,9 @@ import (
 type Stream struct {
 	mu   sync.Mutex
 	w    io.Writer
-	enc  *zstd.Encoder
-	open bool // a zstd frame of ours has begun
+	jobs int           // how much of one encoder's work is done at once
+	enc  *zstd.Encoder // made when it is needed: it takes megabytes
+	open bool          // a zstd frame of ours has begun
 	head [digest.Size + 4]byte
 }
 
@@ -31,17 +32,9 @@ const endOfAnswer = 1<<32 - 1
 // Stream returns the stream of chunks of this connection.
 func (c *Conn) Stream() *Stream {
 	if c.streamOut == nil {
-		c.streamOut = newStream(&streamWriter{c: c}, 2)
+		c.streamOut = &Stream{w: &streamWriter{c: c}, jobs: 2}
 	}
 	return c.streamOut
-}
-
-func newStream(w io.Writer, concurrency int) *Stream {
-	enc, err := zstd.NewWriter(w, zstd.WithEncoderLevel(streamLevel), zstd.WithEncoderConcurrency(concurrency), zstd.WithWindowSize(streamWindow), zstd.WithEncoderCRC(false))
-	if err != nil {
-		panic("BUG: zstd options: " + err.Error())
-	}
-	return &Stream{w: w, enc: enc}
 }
 
 // streamWindow is what the receiver holds of what came before, in bytes.
@@ -58,6 +51,13 @@ func (s *Stream) Add(id digest.ID, data []byte) error {
 }
 
 func (s *Stream) add(id digest.ID, size uint32, data []byte) error {
+	if s.enc == nil {
+		enc, err := zstd.NewWriter(s.w, zstd.WithEncoderLevel(streamLevel), zstd.WithEncoderConcurrency(s.jobs), zstd.WithWindowSize(streamWindow), zstd.WithEncoderCRC(false))
+		if err != nil {
+			panic("BUG: zstd options: " + err.Error())
+		}
+		s.enc = enc
+	}
 	s.open = true
 	copy(s.head[:], id[:])
 	binary.BigEndian.PutUint32(s.head[digest.Size:], size)
@@ -72,25 +72,47 @@ func (s *Stream) add(id digest.ID, size uint32, data []byte) error {
 func (s *Stream) End() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.open {
+		_, err := s.w.Write(endFrame())
+		return err
+	}
 	if err := s.add(digest.ID{}, endOfAnswer, nil); err != nil {
 		return err
 	}
 	return s.enc.Flush()
 }
 
+// endFrame is End where no frame of the stream's own has begun.
+var endFrame = sync.OnceValue(func() []byte {
+	g := NewSegment()
+	err := g.s.add(digest.ID{}, endOfAnswer, nil)
+	frame, err2 := g.Take()
+	if err = errors.Join(err, err2); err != nil {
+		panic("BUG: compress into memory: " + err.Error())
+	}
+	return frame
+})
+
 // Splice sends chunks that were compressed before, as a Segment. A stream may
 // be of any number of zstd frames: what was sent before it is of no help to it.
 func (s *Stream) Splice(segment []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.open {
-		if err := s.enc.Close(); err != nil {
-			return err
-		}
-		s.enc.Reset(s.w)
-		s.open = false
+	if err := s.closeFrame(); err != nil {
+		return err
 	}
 	_, err := s.w.Write(segment)
+	return err
+}
+
+// closeFrame ends the stream's own frame, if one has begun.
+func (s *Stream) closeFrame() error {
+	if !s.open {
+		return nil
+	}
+	s.open = false
+	err := s.enc.Close()
+	s.enc.Reset(s.w)
 	return err
 }
 
@@ -98,26 +120,28 @@ func (s *Stream) Splice(segment []byte) error {
 // zstd frame of its own. It is used for one after another; Add is safe for
 // concurrent use.
 type Segment struct {
-	s   *Stream
+	s   Stream
 	out bytes.Buffer
 }
 
 // NewSegment returns an empty segment.
 func NewSegment() *Segment {
-	g := &Segment{}
-	g.s = newStream(&g.out, 1)
+	g := &Segment{s: Stream{jobs: 1}}
+	g.s.w = &g.out
 	return g
 }
+
+// Into has the present segment, which must be empty, appended to b.
+func (g *Segment) Into(b []byte) { g.out = *bytes.NewBuffer(b) }
 
 // Add adds one chunk.
 func (g *Segment) Add(id digest.ID, data []byte) error { return g.s.Add(id, data) }
 
 // Take returns what Splice sends, and begins another.
 func (g *Segment) Take() ([]byte, error) {
-	err := g.s.enc.Close()
-	out := bytes.Clone(g.out.Bytes())
-	g.out.Reset()
-	g.s.enc.Reset(&g.out)
+	err := g.s.closeFrame()
+	out := g.out.Bytes()
+	g.out = bytes.Buffer{}
 	return out, err
 }
 
