@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
 
 	"ingot/internal/digest"
@@ -26,8 +27,9 @@ type Fetcher struct {
 	Parallel int
 
 	// state
-	once sync.Once
-	byID map[digest.ID]uint32 // number in Index.Chunks
+	once  sync.Once
+	byID  map[digest.ID]uint32 // number in Index.Chunks
+	spare *spare               // nil: of its own
 }
 
 const (
@@ -58,10 +60,19 @@ type job struct {
 	buf  *buffers
 }
 
+// spare is what is used again from fetch to fetch.
+type spare struct {
+	dec     *zstd.Decoder
+	buffers sync.Pool // of *buffers
+}
+
+func newSpare(parallel int) (*spare, error) {
+	dec, err := newDecoder(parallel, maxFrame)
+	return &spare{dec: dec, buffers: sync.Pool{New: func() any { return &buffers{} }}}, err
+}
+
 // buffers are reused from frame to frame.
 type buffers struct{ packed, raw []byte }
-
-var spareBuffers = sync.Pool{New: func() any { return &buffers{} }}
 
 // Fetch calls fn once for each distinct one of ids, from several goroutines
 // at once; data is verified, and valid only until fn returns. A chunk that
@@ -75,6 +86,13 @@ func (f *Fetcher) Fetch(ctx context.Context, ids []digest.ID, fn func(id digest.
 	workers := f.Parallel
 	if workers <= 0 {
 		workers = runtime.GOMAXPROCS(0)
+	}
+	spare := f.spare
+	if spare == nil {
+		if spare, err = newSpare(workers); err != nil {
+			return fmt.Errorf("fetch chunks: %w", err)
+		}
+		defer spare.dec.Close()
 	}
 	todo, jobs := make(chan run), make(chan job, workers)
 
@@ -96,7 +114,7 @@ func (f *Fetcher) Fetch(ctx context.Context, ids []digest.ID, fn func(id digest.
 		for range min(readers, len(runs)) {
 			reading.Go(func() error {
 				for r := range todo {
-					if err := f.readRun(ctx, r, jobs); err != nil {
+					if err := f.readRun(ctx, r, spare, jobs); err != nil {
 						return err
 					}
 				}
@@ -111,10 +129,10 @@ func (f *Fetcher) Fetch(ctx context.Context, ids []digest.ID, fn func(id digest.
 				if err := ctx.Err(); err != nil {
 					return err
 				}
-				if err := f.unpack(j, fn); err != nil {
+				if err := f.unpack(spare.dec, j, fn); err != nil {
 					return err
 				}
-				spareBuffers.Put(j.buf)
+				spare.buffers.Put(j.buf)
 			}
 			return nil
 		})
@@ -170,7 +188,7 @@ func (f *Fetcher) extend(runs []run, w want) []run {
 	return append(runs, run{pack: pack, off: fr.Off, n: int64(fr.Len), frames: []want{w}})
 }
 
-func (f *Fetcher) readRun(ctx context.Context, r run, jobs chan<- job) error {
+func (f *Fetcher) readRun(ctx context.Context, r run, spare *spare, jobs chan<- job) error {
 	rc, err := f.Read(ctx, r.pack.ID, r.off, r.n)
 	if err != nil {
 		return fmt.Errorf("read pack %s at %d: %w", r.pack.ID.Short(), r.off, err)
@@ -179,7 +197,7 @@ func (f *Fetcher) readRun(ctx context.Context, r run, jobs chan<- job) error {
 	pos := r.off
 	for _, w := range r.frames {
 		fr := f.Index.Frames[w.frame]
-		b := spareBuffers.Get().(*buffers)
+		b := spare.buffers.Get().(*buffers)
 		_, err := io.CopyN(io.Discard, rc, fr.Off-pos)
 		if err == nil {
 			b.packed = slices.Grow(b.packed[:0], int(fr.Len))[:fr.Len]
@@ -201,10 +219,10 @@ func (f *Fetcher) readRun(ctx context.Context, r run, jobs chan<- job) error {
 	return nil
 }
 
-func (f *Fetcher) unpack(j job, fn func(digest.ID, []byte) error) error {
+func (f *Fetcher) unpack(dec *zstd.Decoder, j job, fn func(digest.ID, []byte) error) error {
 	fr := f.Index.Frames[j.want.frame]
 	where := fmt.Sprintf("pack %s, frame at %d", j.pack.ID, fr.Off)
-	raw, err := inflate(j.buf.packed, j.buf.raw, fr.Raw)
+	raw, err := inflate(dec, j.buf.packed, j.buf.raw, fr.Raw)
 	if err != nil {
 		return &CorruptError{ID: f.Index.Chunks[j.want.chunks[0]].ID, Where: where, Err: err}
 	}
@@ -229,7 +247,7 @@ func (s *Store) Fetch(ctx context.Context, ids []digest.ID, fn func(id digest.ID
 	if err != nil {
 		return fmt.Errorf("fetch chunks: %w", err)
 	}
-	f := Fetcher{Index: IndexOf(locs), Read: s.ReadPack}
+	f := Fetcher{Index: IndexOf(locs), Read: s.ReadPack, spare: s.spare}
 	return f.Fetch(ctx, ids, fn)
 }
 

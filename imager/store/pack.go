@@ -4,8 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"runtime"
-	"sync"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -151,18 +149,9 @@ func packSize(frames []frame) int64 {
 	return n
 }
 
-// frameDecoder is for whole frames, from many goroutines.
-var frameDecoder = sync.OnceValue(func() *zstd.Decoder {
-	dec, err := newDecoder(runtime.GOMAXPROCS(0), maxFrame)
-	if err != nil {
-		panic("BUG: zstd options: " + err.Error())
-	}
-	return dec
-})
-
 // inflate decompresses one frame into buf, which is grown when it is too
 // small: exactly raw bytes, or an error.
-func inflate(data, buf []byte, raw uint32) ([]byte, error) {
+func inflate(dec *zstd.Decoder, data, buf []byte, raw uint32) ([]byte, error) {
 	var head zstd.Header
 	if err := head.Decode(data); err != nil {
 		return nil, err
@@ -173,7 +162,7 @@ func inflate(data, buf []byte, raw uint32) ([]byte, error) {
 	if cap(buf) < int(raw) {
 		buf = make([]byte, 0, raw)
 	}
-	out, err := frameDecoder().DecodeAll(data, buf[:0])
+	out, err := dec.DecodeAll(data, buf[:0])
 	if err != nil {
 		return nil, err
 	}

@@ -38,8 +38,9 @@ type Store struct {
 	Log *slog.Logger // nil discards
 
 	// state
-	b   Backend
-	enc *zstd.Encoder
+	b     Backend
+	enc   *zstd.Encoder
+	spare *spare
 
 	mu         sync.Mutex
 	index      index
@@ -142,7 +143,7 @@ func InitBackend(ctx context.Context, b Backend) (*Store, error) {
 }
 
 func newStore(b Backend) (*Store, error) {
-	// It is used for whole frames only, from many goroutines.
+	// Both are used for whole frames only, from many goroutines.
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(false),
 		zstd.WithSingleSegment(true), zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)),
 		// Twice a frame; the default is 4 MiB, of which an encoder holds two.
@@ -150,7 +151,11 @@ func newStore(b Backend) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Store{b: b, enc: enc}, nil
+	spare, err := newSpare(runtime.GOMAXPROCS(0))
+	if err != nil {
+		return nil, err
+	}
+	return &Store{b: b, enc: enc, spare: spare}, nil
 }
 
 // newDecoder returns a decoder that never makes more than limit bytes of one input.

@@ -393,7 +393,7 @@ func (s *Store) checkFrame(pack []byte, off int64, f *frame, raw *[]byte) ([]dig
 	end := off + int64(f.length)
 	err := io.ErrUnexpectedEOF
 	if end <= int64(len(pack)) {
-		*raw, err = inflate(pack[off:end], *raw, f.raw)
+		*raw, err = inflate(s.spare.dec, pack[off:end], *raw, f.raw)
 	}
 	if err != nil {
 		for _, c := range f.chunks {

@@ -18,7 +18,7 @@ func (c *Conn) SendBlob(b []byte) error {
 	if len(b) > MaxBlob {
 		return fmt.Errorf("send blob: %d bytes, the limit is %d", len(b), MaxBlob)
 	}
-	z := pieceEncoder().EncodeAll(b, nil)
+	z := c.enc.EncodeAll(b, nil)
 	for {
 		n := min(len(z), BlobPart)
 		if err := c.SendRaw(KindBlob, z[:n]); err != nil {

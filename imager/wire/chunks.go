@@ -56,7 +56,7 @@ func (b *Batch) flush() error {
 	if len(b.buf) == 0 {
 		return nil
 	}
-	z := pieceEncoder().EncodeAll(b.buf, nil)
+	z := b.c.enc.EncodeAll(b.buf, nil)
 	b.buf = b.buf[:0]
 	return b.c.SendRaw(KindChunks, z)
 }
@@ -64,7 +64,7 @@ func (b *Batch) flush() error {
 // Chunks decodes a KindChunks frame and calls fn for each chunk, whose bytes
 // have been checked against its ID and are valid only during the call.
 func (c *Conn) Chunks(f Frame, fn func(id digest.ID, data []byte) error) error {
-	raw, err := pieceDecoder().DecodeAll(f.Payload, nil)
+	raw, err := c.dec.DecodeAll(f.Payload, nil)
 	if err != nil {
 		return fmt.Errorf("receive chunks: %w", err)
 	}

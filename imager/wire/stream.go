@@ -83,15 +83,28 @@ func (s *Stream) End() error {
 }
 
 // endFrame is End where no frame of the stream's own has begun.
-var endFrame = sync.OnceValue(func() []byte {
-	g := NewSegment()
-	err := g.s.add(digest.ID{}, endOfAnswer, nil)
-	frame, err2 := g.Take()
-	if err = errors.Join(err, err2); err != nil {
-		panic("BUG: compress into memory: " + err.Error())
+func endFrame() []byte {
+	return rawFrame(nil, binary.BigEndian.AppendUint32(make([]byte, digest.Size), endOfAnswer))
+}
+
+// rawFrame appends a zstd frame that holds content as it is (RFC 8878, 3.1.1:
+// a single segment, its length in four bytes, blocks of the type Raw_Block).
+func rawFrame(b, content []byte) []byte {
+	const most = 128 << 10 // of a block
+	b = append(b, 0x28, 0xb5, 0x2f, 0xfd, 0xa0)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(content)))
+	for last := uint32(0); last == 0; {
+		n := min(len(content), most)
+		if n == len(content) {
+			last = 1
+		}
+		head := uint32(n)<<3 | last
+		b = append(b, byte(head), byte(head>>8), byte(head>>16))
+		b = append(b, content[:n]...)
+		content = content[n:]
 	}
-	return frame
-})
+	return b
+}
 
 // Splice sends chunks that were compressed before, as a Segment. A stream may
 // be of any number of zstd frames: what was sent before it is of no help to it.

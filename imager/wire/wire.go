@@ -93,9 +93,11 @@ var ErrVersion = errors.New("agent and controller speak different versions")
 // Conn is one end of the stream. Sends are safe for concurrent use; receives
 // belong to one goroutine.
 type Conn struct {
-	mu sync.Mutex
-	w  *bufio.Writer
-	r  *bufio.Reader
+	mu  sync.Mutex
+	w   *bufio.Writer
+	r   *bufio.Reader
+	enc *zstd.Encoder
+	dec *zstd.Decoder // of chunks of a capture
 
 	streamIn  *streamReader // of the chunks of a push
 	streamOut *Stream
@@ -110,24 +112,16 @@ func New(r io.Reader, w io.Writer) *Conn {
 	c := &Conn{}
 	c.r = bufio.NewReaderSize(io.TeeReader(watchedReader{r, &c.reading}, &c.received), 256<<10)
 	c.w = bufio.NewWriterSize(io.MultiWriter(watchedWriter{w, &c.writing}, &c.sent), 256<<10)
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
+	if err != nil {
+		panic("BUG: zstd options: " + err.Error())
+	}
+	c.enc, c.dec = enc, newDecoder(nil, maxBatch)
 	return c
 }
 
-// pieceEncoder and pieceDecoder are for what is one piece, on any connection:
-// each has megabytes of tables.
-var (
-	pieceEncoder = sync.OnceValue(func() *zstd.Encoder {
-		enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(1<<20))
-		if err != nil {
-			panic("BUG: zstd options: " + err.Error())
-		}
-		return enc
-	})
-	pieceDecoder = sync.OnceValue(func() *zstd.Decoder { return newDecoder(nil, maxBatch, zstd.WithDecoderConcurrency(0)) })
-)
-
 func newDecoder(r io.Reader, most uint64, options ...zstd.DOption) *zstd.Decoder {
-	dec, err := zstd.NewReader(r, append([]zstd.DOption{zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(most)}, options...)...)
+	dec, err := zstd.NewReader(r, append(options, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(most))...)
 	if err != nil {
 		panic("BUG: zstd options: " + err.Error())
 	}
