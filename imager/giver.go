@@ -10,6 +10,7 @@ import (
 
 	"ingot/imager/wire"
 	"ingot/internal/digest"
+	"ingot/internal/entry"
 	"ingot/internal/manifest"
 )
 
@@ -68,8 +69,8 @@ func (g *giver) answer(ctx context.Context, f wire.Frame) error {
 		return err
 	}
 	s := g.c.Stream()
-	if ours, err = g.shared.give(ctx, s, ours); err == nil && len(ours) > 0 {
-		err = g.shared.own(ctx, s, g.source, ours)
+	if ours, err = g.shared.give(ctx, s, ours); err == nil {
+		err = g.own(ctx, s, ours)
 	}
 	if err != nil {
 		return fmt.Errorf("read the image: %w", err)
@@ -82,11 +83,55 @@ func (g *giver) answer(ctx context.Context, f wire.Frame) error {
 	return s.End()
 }
 
+// own sends what is not shared.
+func (g *giver) own(ctx context.Context, to *wire.Stream, ids []digest.ID) error {
+	whole, ids, err := framesOf(ctx, g.source, ids)
+	if err == nil {
+		err = wire.InOrder(len(whole), func(i int) ([]byte, error) { return packed(ctx, g.source, whole[i], nil) }, to.Splice)
+	}
+	if err != nil || len(ids) == 0 {
+		return err
+	}
+	return g.shared.few(ctx, to, g.source, ids)
+}
+
+// framesOf finds what can be sent as source has it.
+func framesOf(ctx context.Context, source Source, ids []digest.ID) (whole [][]entry.Chunk, rest []digest.ID, err error) {
+	f, ok := source.(Framed)
+	if !ok || len(ids) == 0 {
+		return nil, ids, nil
+	}
+	if whole, rest, err = f.Frames(ctx, ids); err != nil {
+		return nil, nil, err
+	}
+	whole = slices.DeleteFunc(whole, func(chunks []entry.Chunk) bool {
+		if len(chunks) <= wire.MaxListed {
+			return false
+		}
+		rest = append(rest, idsOf(chunks)...)
+		return true
+	})
+	return whole, rest, nil
+}
+
+// packed appends to into what sends a frame of source.
+func packed(ctx context.Context, source Source, chunks []entry.Chunk, into []byte) ([]byte, error) {
+	return source.(Framed).Frame(ctx, chunks, wire.Packed(into, chunks))
+}
+
+func idsOf(chunks []entry.Chunk) []digest.ID {
+	ids := make([]digest.ID, len(chunks))
+	for i, c := range chunks {
+		ids[i] = c.ID
+	}
+	return ids
+}
+
 // split parts what is in a set from what is not.
-func split(ids []digest.ID, set map[digest.ID]bool) (in, out []digest.ID) {
+func split[T any](ids []digest.ID, set map[digest.ID]T) (in, out []digest.ID) {
 	in = make([]digest.ID, 0, len(ids))
 	for _, id := range ids {
-		if set[id] {
+		if _, ok := set[id]; ok {
 			in = append(in, id)
 		} else {
 			out = append(out, id)

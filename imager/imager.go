@@ -9,6 +9,7 @@ import (
 
 	"ingot/imager/wire"
 	"ingot/internal/digest"
+	"ingot/internal/entry"
 	"ingot/internal/manifest"
 )
 
@@ -16,6 +17,16 @@ import (
 // order, perhaps from several goroutines at once; data is valid during fn only.
 type Source interface {
 	Fetch(ctx context.Context, ids []digest.ID, fn func(id digest.ID, data []byte) error) error
+}
+
+// Framed is a source that has chunks in zstd frames, which can be sent as they are.
+type Framed interface {
+	Source
+	// Frames finds the frames all of whose chunks are among ids, and returns the
+	// chunks of each; rest is what is in none.
+	Frames(ctx context.Context, ids []digest.ID) (whole [][]entry.Chunk, rest []digest.ID, err error)
+	// Frame appends to into one of them, verified.
+	Frame(ctx context.Context, chunks []entry.Chunk, into []byte) ([]byte, error)
 }
 
 // Sink takes chunks.

@@ -86,6 +86,25 @@ func (l Layered) Fetch(ctx context.Context, ids []digest.ID, fn func(digest.ID, 
 	return l.Below.Fetch(ctx, below, fn)
 }
 
+// Frames implements Framed.
+func (l Layered) Frames(ctx context.Context, ids []digest.ID) (whole [][]entry.Chunk, rest []digest.ID, err error) {
+	var below []digest.ID
+	for _, id := range ids {
+		if _, ok := l.Data[id]; ok {
+			rest = append(rest, id)
+		} else {
+			below = append(below, id)
+		}
+	}
+	whole, others, err := framesOf(ctx, l.Below, below)
+	return whole, append(rest, others...), err
+}
+
+// Frame implements Framed.
+func (l Layered) Frame(ctx context.Context, chunks []entry.Chunk, into []byte) ([]byte, error) {
+	return l.Below.(Framed).Frame(ctx, chunks, into)
+}
+
 // Lay returns the image with an overlay on top. An overlay's directories are
 // only the way to its files: those of the image stay as they are.
 func Lay(image, overlay *manifest.Manifest) *manifest.Manifest {

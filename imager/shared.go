@@ -81,22 +81,35 @@ func (s *Shared) give(ctx context.Context, to *wire.Stream, ids []digest.ID) (ot
 	if err != nil {
 		return nil, err
 	}
-	segments, others := image.segments(ids, s.least)
+	ids, others = split(ids, image.at)
+	whole, ids, err := framesOf(ctx, s.source, ids)
+	if err != nil {
+		return nil, err
+	}
 	ctx, stop := context.WithCancel(ctx) // for those that are made in advance
 	defer stop()
+	splice := func(made []byte) error { return guarded(func() error { return to.Splice(made) }) }
+	if err := wire.InOrder(len(whole), func(i int) ([]byte, error) {
+		return s.answers.get(ctx, keyOf(idsOf(whole[i])), func(ctx context.Context, into []byte) ([]byte, error) {
+			return packed(ctx, s.source, whole[i], into)
+		})
+	}, splice); err != nil {
+		return nil, err
+	}
+	segments, _ := image.segments(ids, s.least)
 	return others, wire.InOrder(len(segments), func(i int) ([]byte, error) {
 		return s.answers.get(ctx, keyOf(segments[i]), func(ctx context.Context, into []byte) ([]byte, error) {
 			return s.segment(ctx, s.source, segments[i], into)
 		})
-	}, func(segment []byte) error { return guarded(func() error { return to.Splice(segment) }) })
+	}, splice)
 }
 
-// fewOwn is how many chunks are compressed in one piece, which is in memory.
-const fewOwn = 64
+// maxFew is how many chunks are compressed in one piece, which is in memory.
+const maxFew = 64
 
-// own sends what is of one node alone.
-func (s *Shared) own(ctx context.Context, to *wire.Stream, source Source, ids []digest.ID) error {
-	if s == nil || len(ids) > fewOwn {
+// few sends what is not shared. An encoder of the node's own is for more of it.
+func (s *Shared) few(ctx context.Context, to *wire.Stream, source Source, ids []digest.ID) error {
+	if s == nil || len(ids) > maxFew {
 		return source.Fetch(ctx, ids, to.Add)
 	}
 	segment, err := s.segment(ctx, source, ids, nil)

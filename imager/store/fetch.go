@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"runtime"
@@ -204,10 +203,7 @@ func (f *Fetcher) readRun(ctx context.Context, r run, spare *spare, jobs chan<- 
 			_, err = io.ReadFull(rc, b.packed)
 		}
 		if err != nil {
-			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-				err = fmt.Errorf("the pack ends early: %w", io.ErrUnexpectedEOF)
-			}
-			return fmt.Errorf("read pack %s, frame at %d: %w", r.pack.ID.Short(), fr.Off, err)
+			return cutShort(r.pack.ID, fr.Off, err)
 		}
 		pos = fr.Off + int64(fr.Len)
 		select {
@@ -219,25 +215,17 @@ func (f *Fetcher) readRun(ctx context.Context, r run, spare *spare, jobs chan<- 
 	return nil
 }
 
-func (f *Fetcher) unpack(dec *zstd.Decoder, j job, fn func(digest.ID, []byte) error) error {
+func (f *Fetcher) unpack(dec *zstd.Decoder, j job, fn func(digest.ID, []byte) error) (err error) {
 	fr := f.Index.Frames[j.want.frame]
-	where := fmt.Sprintf("pack %s, frame at %d", j.pack.ID, fr.Off)
-	raw, err := inflate(dec, j.buf.packed, j.buf.raw, fr.Raw)
-	if err != nil {
-		return &CorruptError{ID: f.Index.Chunks[j.want.chunks[0]].ID, Where: where, Err: err}
-	}
-	j.buf.raw = raw
-	for _, n := range j.want.chunks {
-		c := &f.Index.Chunks[n]
-		data := raw[c.Off : c.Off+c.Size : c.Off+c.Size]
-		if got := digest.Of(data); got != c.ID {
-			return &CorruptError{ID: c.ID, Got: got, Where: fmt.Sprintf("%s, chunk at %d", where, c.Off)}
-		}
-		if err := fn(c.ID, data); err != nil {
-			return err
+	wanted := func(yield func(ChunkRef) bool) {
+		for _, n := range j.want.chunks {
+			if !yield(f.Index.Chunks[n]) {
+				return
+			}
 		}
 	}
-	return nil
+	j.buf.raw, err = unpack(dec, fmt.Sprintf("pack %s, frame at %d", j.pack.ID, fr.Off), j.buf.packed, j.buf.raw, fr.Raw, wanted, fn)
+	return err
 }
 
 // Fetch calls fn for each distinct one of ids as Fetcher.Fetch does, from the

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"ingot/internal/digest"
+	"ingot/internal/entry"
 )
 
 // said is what a controller or an agent sends, as bytes.
@@ -30,6 +31,9 @@ func FuzzFromPeer(f *testing.F) {
 	f.Add(byte(2), said(f, func(c *Conn) error {
 		s := c.Stream()
 		return errors.Join(s.Add(id, chunk), s.End())
+	}))
+	f.Add(byte(2), said(f, func(c *Conn) error {
+		return c.Stream().Splice(rawFrame(Packed(nil, []entry.Chunk{{ID: id, Size: uint32(len(chunk))}}), chunk))
 	}))
 	f.Add(byte(3), said(f, func(c *Conn) error {
 		b := c.NewBatch()

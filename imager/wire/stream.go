@@ -11,6 +11,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"ingot/internal/digest"
+	"ingot/internal/entry"
 	"ingot/internal/manifest"
 )
 
@@ -26,8 +27,14 @@ type Stream struct {
 	head [digest.Size + 4]byte
 }
 
-// endOfAnswer stands where the length of a chunk would: no more for this question.
-const endOfAnswer = 1<<32 - 1
+// These stand where the length of a chunk would.
+const (
+	endOfAnswer = 1<<32 - 1 // no more for this question
+	listed      = 1<<32 - 2 // ID and length of several follow, and then what they hold; how many, where the ID would be
+)
+
+// MaxListed is how many chunks Packed takes.
+const MaxListed = 64 << 10
 
 // Stream returns the stream of chunks of this connection.
 func (c *Conn) Stream() *Stream {
@@ -85,6 +92,19 @@ func (s *Stream) End() error {
 // endFrame is End where no frame of the stream's own has begun.
 func endFrame() []byte {
 	return rawFrame(nil, binary.BigEndian.AppendUint32(make([]byte, digest.Size), endOfAnswer))
+}
+
+// Packed appends to b what tells of chunks, at most MaxListed. Splice sends it
+// and then a zstd frame that holds them one after another, as a store has it.
+func Packed(b []byte, chunks []entry.Chunk) []byte {
+	list := make([]byte, digest.Size, (digest.Size+4)*(1+len(chunks)))
+	binary.BigEndian.PutUint32(list, uint32(len(chunks)))
+	list = binary.BigEndian.AppendUint32(list, listed)
+	for _, c := range chunks {
+		list = append(list, c.ID[:]...)
+		list = binary.BigEndian.AppendUint32(list, c.Size)
+	}
+	return rawFrame(b, list)
 }
 
 // rawFrame appends a zstd frame that holds content as it is (RFC 8878, 3.1.1:
@@ -179,6 +199,7 @@ type streamReader struct {
 	rest []byte // of the present frame
 	err  error  // of the connection
 	buf  []byte // of the present chunk
+	list []byte // ID and length of those that come next
 }
 
 func (c *Conn) stream() *streamReader {
@@ -210,14 +231,28 @@ func (r *streamReader) Read(p []byte) (int, error) {
 // call; io.EOF where an answer ends.
 func (r *streamReader) next() (id digest.ID, data []byte, err error) {
 	var head [digest.Size + 4]byte
-	if err := r.fill(head[:]); err != nil {
-		return id, nil, err
+	if len(r.list) == 0 {
+		if err := r.fill(head[:]); err != nil {
+			return id, nil, err
+		}
+		if binary.BigEndian.Uint32(head[digest.Size:]) == listed {
+			n := binary.BigEndian.Uint32(head[:])
+			if n == 0 || n > MaxListed {
+				return id, nil, fmt.Errorf("receive chunks: a list of %d", n)
+			}
+			r.list = make([]byte, int(n)*len(head))
+			if err := r.fill(r.list); err != nil {
+				return id, nil, err
+			}
+		}
+	}
+	if len(r.list) > 0 {
+		r.list = r.list[copy(head[:], r.list):]
+	} else if binary.BigEndian.Uint32(head[digest.Size:]) == endOfAnswer {
+		return id, nil, io.EOF
 	}
 	copy(id[:], head[:])
 	n := binary.BigEndian.Uint32(head[digest.Size:])
-	if n == endOfAnswer {
-		return id, nil, io.EOF
-	}
 	if n > manifest.MaxChunk {
 		return id, nil, fmt.Errorf("receive chunks: one of %d bytes", n)
 	}

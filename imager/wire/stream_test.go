@@ -7,12 +7,14 @@ import (
 	"io"
 	"math/rand/v2"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
 
 	"ingot/internal/digest"
+	"ingot/internal/entry"
 )
 
 func noise(seed uint64, n int) []byte {
@@ -95,7 +97,13 @@ func TestStreamRefuses(t *testing.T) {
 		want string
 	}{
 		"another content":     {pack(zstd.SpeedDefault, 1<<20, record(id, 1000, noise(4, 1000))), "its content is"},
-		"a chunk of 4 GiB":    {pack(zstd.SpeedDefault, 1<<20, record(id, 1<<32-2, good)), "one of 4294967294 bytes"},
+		"a chunk of 4 GiB":    {pack(zstd.SpeedDefault, 1<<20, record(id, 1<<32-3, good)), "one of 4294967293 bytes"},
+		"a list of nothing":   {rawFrame(nil, record(digest.ID{}, listed, nil)), "a list of 0"},
+		"too long a list":     {rawFrame(nil, record(digest.ID{0, 1, 0, 1}, listed, nil)), "a list of 65537"},
+		"a list cut short":    {rawFrame(nil, record(digest.ID{0, 0, 0, 2}, listed, record(id, 1000, nil))), "got frame"},
+		"an end in a list":    {rawFrame(nil, record(digest.ID{0, 0, 0, 1}, listed, record(id, endOfAnswer, nil))), "one of 4294967295 bytes"},
+		"a list in a list":    {rawFrame(nil, record(digest.ID{0, 0, 0, 1}, listed, record(id, listed, nil))), "one of 4294967294 bytes"},
+		"another than listed": {rawFrame(Packed(nil, []entry.Chunk{{ID: id, Size: 1000}}), noise(4, 1000)), "its content is"},
 		"the end of a stream": {pack(zstd.SpeedDefault, 1<<20, record(id, 1000, good[:10])), "got frame"},
 		"a window of 64 MiB":  {pack(zstd.SpeedDefault, 64<<20, append(record(id, 1000, good), make([]byte, 20<<20)...)), "window size exceeded"},
 		"no zstd":             {noise(5, 100), "magic"},
@@ -215,6 +223,76 @@ func TestSplice(t *testing.T) {
 			if err != nil || n != len(ids) {
 				t.Fatalf("%d of %d chunks: %v", n, len(ids), err)
 			}
+		}
+	}
+}
+
+// Frames as a store has them are sent as they are, between all else.
+func TestPacked(t *testing.T) {
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithSingleSegment(true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var data [][]byte
+	frame := func(seed uint64, sizes ...int) []byte {
+		var chunks []entry.Chunk
+		var raw []byte
+		for i, n := range sizes {
+			d := noise(seed+uint64(i), n)
+			data = append(data, d)
+			chunks = append(chunks, entry.Chunk{ID: digest.Of(d), Size: uint32(n)})
+			raw = append(raw, d...)
+		}
+		return enc.EncodeAll(raw, Packed(nil, chunks))
+	}
+	frames := [][]byte{frame(10, 100_000), frame(20, 1, 70_000, 2, 200_000), frame(30, 30), frame(40, slices.Repeat([]int{20}, 9000)...), frame(100_000, 4<<20, 4<<20)}
+	g := NewSegment()
+	own := [][]byte{[]byte("own"), noise(1, 3<<20), []byte("in a segment")}
+	if err := g.Add(digest.Of(own[2]), own[2]); err != nil {
+		t.Fatal(err)
+	}
+	segment, err := g.Take()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ids []digest.ID
+	for _, d := range append(data, own...) {
+		ids = append(ids, digest.Of(d))
+	}
+	a, b := pair(t)
+	for range 2 { // questions
+		go func() {
+			f, err := b.Next(nil)
+			if err == nil {
+				_, err = b.IDs(f)
+			}
+			s := b.Stream()
+			err = errors.Join(err, s.Splice(frames[0]), s.Add(digest.Of(own[0]), own[0]), s.Splice(frames[1]), s.Splice(segment), s.Splice(frames[2]), s.Add(digest.Of(own[1]), own[1]))
+			if err = errors.Join(err, s.Splice(frames[3]), s.Splice(frames[4]), s.End()); err != nil {
+				t.Error(err)
+			}
+		}()
+		n := 0
+		err := Puller{a}.Fetch(t.Context(), ids, func(id digest.ID, d []byte) error { n++; return nil })
+		if err != nil || n != len(ids) {
+			t.Fatalf("%d of %d chunks: %v", n, len(ids), err)
+		}
+	}
+}
+
+// The zstd of others reads raw frames of any length.
+func TestRawFrame(t *testing.T) {
+	zstd, err := exec.LookPath("zstd")
+	if err != nil {
+		t.Skip("there is no zstd")
+	}
+	for _, n := range []int{0, 1, 36, 128<<10 - 1, 128 << 10, 128<<10 + 1, 1 << 20} {
+		content := noise(uint64(n), n)
+		cmd := exec.Command(zstd, "-dc")
+		cmd.Stdin = bytes.NewReader(rawFrame(nil, content))
+		out, err := cmd.Output()
+		if err != nil || !bytes.Equal(out, content) {
+			t.Errorf("%d bytes: %v, %d bytes", n, err, len(out))
 		}
 	}
 }

@@ -3,8 +3,9 @@
 // A frame is one byte of kind, four bytes of big-endian payload length and the
 // payload. Control payloads are JSON; chunks are zstd-compressed runs of (32
 // bytes of SHA-256, 4 bytes of big-endian length, content): of a capture each
-// frame by itself (Batch), of a push one stream across all frames (Stream), or a
-// zstd frame against what the node has (Alike).
+// frame by itself (Batch), of a push one stream across all frames (Stream), where
+// a list of several may come before their content (Packed), or a zstd frame
+// against what the node has (Alike).
 // Blobs (manifests, plans) are zstd-compressed and may span several frames,
 // the last of which is shorter than BlobPart.
 package wire
@@ -22,7 +23,7 @@ import (
 )
 
 // Protocol is the version of what is spoken; both sides must say the same.
-const Protocol = 5
+const Protocol = 6
 
 // Limits of one frame and of one blob, in bytes. A hostile peer cannot make
 // the other side allocate more.

@@ -1,0 +1,106 @@
+package imager
+
+import (
+	"context"
+	"sync"
+	"testing"
+
+	"ingot/imager/store"
+	"ingot/imager/wire"
+	"ingot/internal/digest"
+	"ingot/internal/entry"
+)
+
+// framed is a store that counts how often each frame, and each other chunk, is read.
+type framed struct {
+	*store.Store
+	mu     sync.Mutex
+	frames map[digest.ID]int // by the first chunk
+	chunks map[digest.ID]int
+	asked  map[digest.ID]bool // whether it is in a frame
+}
+
+func (s *framed) Frames(ctx context.Context, ids []digest.ID) (whole [][]entry.Chunk, rest []digest.ID, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range ids {
+		s.asked[id] = true
+	}
+	return s.Store.Frames(ctx, ids)
+}
+
+func (s *framed) Frame(ctx context.Context, chunks []entry.Chunk, into []byte) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.frames[chunks[0].ID]++
+	return s.Store.Frame(ctx, chunks, into)
+}
+
+func (s *framed) Fetch(ctx context.Context, ids []digest.ID, fn func(digest.ID, []byte) error) error {
+	s.mu.Lock()
+	for _, id := range ids {
+		s.chunks[id]++
+	}
+	s.mu.Unlock()
+	return s.Store.Fetch(ctx, ids, fn)
+}
+
+// What nodes want whole frames of is read and checked once, and sent as the
+// store has it; only the frame of which each node has a part replaced is
+// compressed anew. What is one node's own is in nothing shared.
+func TestFramesOfTheStoreAreSentAsTheyAre(t *testing.T) {
+	image, content := fleetImage(60, 500)
+	mem := store.NewMem()
+	w, err := mem.NewWriter(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range image.Entries[1:] {
+		if err := w.Put(t.Context(), e.Chunks[0].ID, content.chunks[e.Chunks[0].ID]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		nodes  int
+		shared bool
+	}{{1, false}, {20, true}} {
+		s := &framed{Store: mem, frames: map[digest.ID]int{}, chunks: map[digest.ID]int{}, asked: map[digest.ID]bool{}}
+		var shared *Shared
+		if tc.shared {
+			shared = sharedOf(image, s, t.TempDir())
+		}
+		var nodes sync.WaitGroup
+		for i := range tc.nodes {
+			target := targetOf(t, image, s, shared, i)
+			nodes.Go(func() {
+				if _, pushed, asked := pushOver(t.Context(), target, wire.Kept{}, all); pushed != nil || asked != nil {
+					t.Errorf("node %d: %v, %v", i, pushed, asked)
+				}
+			})
+		}
+		nodes.Wait()
+		most := 0
+		for _, n := range s.frames {
+			most = max(most, n)
+		}
+		if len(s.frames) != 5 || most != 1 || len(s.chunks) == 0 || len(s.chunks) > 11 {
+			t.Errorf("%d nodes: %d frames, one read %d times, and %d chunks apart, want 5, once, and those of one frame", tc.nodes, len(s.frames), most, len(s.chunks))
+		}
+		for id, n := range s.chunks {
+			if n != 1 {
+				t.Errorf("%d nodes: chunk %s is read %d times", tc.nodes, id.Short(), n)
+			}
+		}
+		for id := range s.asked {
+			if content.chunks[id] == nil {
+				t.Errorf("%d nodes: chunk %s is a node's own", tc.nodes, id.Short())
+			}
+		}
+		if err := shared.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -1,0 +1,119 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"slices"
+
+	"github.com/klauspost/compress/zstd"
+
+	"ingot/internal/digest"
+	"ingot/internal/entry"
+)
+
+// Frames finds the frames all of whose chunks are among ids, and returns the
+// chunks of each in their order; rest is those of ids that are in no such
+// frame, each once. A chunk that the store lacks gives ErrMissing.
+func (s *Store) Frames(ctx context.Context, ids []digest.ID) (whole [][]entry.Chunk, rest []digest.ID, err error) {
+	locs, err := s.Locate(ctx, ids)
+	if err != nil {
+		return nil, nil, fmt.Errorf("find chunks: %w", err)
+	}
+	x := IndexOf(locs)
+	for i := 0; i < len(x.Chunks); {
+		var chunks []entry.Chunk
+		frame, size := x.Chunks[i].Frame, uint32(0)
+		for ; i < len(x.Chunks) && x.Chunks[i].Frame == frame; i++ {
+			chunks = append(chunks, entry.Chunk{ID: x.Chunks[i].ID, Size: x.Chunks[i].Size})
+			size += x.Chunks[i].Size
+		}
+		if size == x.Frames[frame].Raw {
+			whole = append(whole, chunks)
+			continue
+		}
+		for _, c := range chunks {
+			rest = append(rest, c.ID)
+		}
+	}
+	return whole, rest, nil
+}
+
+// Frame appends to into a zstd frame that holds chunks one after another,
+// verified. It is one of Frames, or made anew where that has moved. Damage is
+// a *CorruptError.
+func (s *Store) Frame(ctx context.Context, chunks []entry.Chunk, into []byte) ([]byte, error) {
+	ids := make([]digest.ID, len(chunks))
+	for i, c := range chunks {
+		ids[i] = c.ID
+	}
+	locs, err := s.Locate(ctx, ids)
+	if err != nil {
+		return nil, fmt.Errorf("read a frame: %w", err)
+	}
+	if x := IndexOf(locs); len(x.Frames) == 1 && slices.EqualFunc(x.Chunks, chunks, func(a ChunkRef, b entry.Chunk) bool { return a.ID == b.ID && a.Size == b.Size }) {
+		return s.stored(ctx, x, into)
+	}
+	return s.pack(ctx, ids, into)
+}
+
+// stored appends the only frame of x, which it has whole.
+func (s *Store) stored(ctx context.Context, x *Index, into []byte) ([]byte, error) {
+	fr, pack := x.Frames[0], x.Packs[0].ID
+	rc, err := s.ReadPack(ctx, pack, fr.Off, int64(fr.Len))
+	if err != nil {
+		return nil, fmt.Errorf("read pack %s at %d: %w", pack.Short(), fr.Off, err)
+	}
+	defer rc.Close()
+	at := len(into)
+	into = slices.Grow(into, int(fr.Len))[:at+int(fr.Len)]
+	if _, err := io.ReadFull(rc, into[at:]); err != nil {
+		return nil, cutShort(pack, fr.Off, err)
+	}
+	b := s.spare.buffers.Get().(*buffers)
+	defer s.spare.buffers.Put(b)
+	nothing := func(digest.ID, []byte) error { return nil }
+	if b.raw, err = unpack(s.spare.dec, fmt.Sprintf("pack %s, frame at %d", pack, fr.Off), into[at:], b.raw, fr.Raw, slices.Values(x.Chunks), nothing); err != nil {
+		return nil, err
+	}
+	return into, nil
+}
+
+// pack appends a new frame.
+func (s *Store) pack(ctx context.Context, ids []digest.ID, into []byte) ([]byte, error) {
+	var raw []byte
+	for _, id := range ids {
+		if err := s.Fetch(ctx, []digest.ID{id}, func(_ digest.ID, data []byte) error { raw = append(raw, data...); return nil }); err != nil {
+			return nil, err
+		}
+	}
+	return s.enc.EncodeAll(raw, into), nil
+}
+
+func cutShort(pack digest.ID, off int64, err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = fmt.Errorf("the pack ends early: %w", io.ErrUnexpectedEOF)
+	}
+	return fmt.Errorf("read pack %s, frame at %d: %w", pack.Short(), off, err)
+}
+
+// unpack decompresses a frame of size bytes into buf, which it may grow and
+// returns, and calls fn for chunks in it, verified.
+func unpack(dec *zstd.Decoder, where string, packed, buf []byte, size uint32, chunks iter.Seq[ChunkRef], fn func(digest.ID, []byte) error) ([]byte, error) {
+	raw, err := inflate(dec, packed, buf, size)
+	for c := range chunks {
+		if err != nil {
+			return buf, &CorruptError{ID: c.ID, Where: where, Err: err}
+		}
+		data := raw[c.Off : c.Off+c.Size : c.Off+c.Size]
+		if got := digest.Of(data); got != c.ID {
+			return raw, &CorruptError{ID: c.ID, Got: got, Where: fmt.Sprintf("%s, chunk at %d", where, c.Off)}
+		}
+		if err := fn(c.ID, data); err != nil {
+			return raw, err
+		}
+	}
+	return raw, err
+}
