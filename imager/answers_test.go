@@ -4,10 +4,15 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
+	"os"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"ingot/imager/wire"
 	"ingot/internal/digest"
 )
 
@@ -137,6 +142,67 @@ func TestLostWhileItIsSent(t *testing.T) {
 		}
 	}()
 	_ = guarded(func() error { panic("another") })
+}
+
+// hooked calls once, when so much was read, what is to happen then.
+type hooked struct {
+	r    io.Reader
+	left int
+	then func()
+}
+
+func (h *hooked) Read(p []byte) (int, error) {
+	if h.left -= len(p); h.left < 0 && h.then != nil {
+		h.then()
+		h.then = nil
+	}
+	return h.r.Read(p[:min(len(p), 16<<10)])
+}
+
+// An answer whose file is lost while it is sent ends the push of that node with
+// an error. The next node gets all, made again.
+func TestNodeOfALostAnswer(t *testing.T) {
+	image, content := fleetImage(40, 700)
+	shared := sharedOf(image, content, t.TempDir())
+	push := func(then func()) error {
+		t.Helper()
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ours, theirs := os.NewFile(uintptr(fds[0]), "node"), os.NewFile(uintptr(fds[1]), "its end")
+		ended := make(chan error, 1)
+		go func() {
+			defer theirs.Close()
+			ended <- agent(wire.New(&opened{r: &hooked{theirs, 600_000, then}, aead: fleetCipher()}, theirs), wire.Kept{}, all)
+		}()
+		c := wire.New(ours, &sealed{w: ours, aead: fleetCipher()})
+		_, _, pushed := Push(t.Context(), c, wire.Request{}, targetOf(t, image, content, shared, 1), Talk{Decide: func(wire.Plan) error { return nil }})
+		ours.Close()
+		if asked := <-ended; (asked == nil) != (pushed == nil) {
+			t.Errorf("the node says %v, the controller %v", asked, pushed)
+		}
+		return pushed
+	}
+	lose := func() {
+		shared.answers.mu.Lock()
+		defer shared.answers.mu.Unlock()
+		if err := shared.answers.file.Truncate(0); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := push(nil); err != nil { // all is made: a write would fill what is lost with zeros
+		t.Errorf("the first: %v", err)
+	}
+	if err := push(lose); !errors.Is(err, errLost) {
+		t.Errorf("err = %v", err)
+	}
+	if err := push(nil); err != nil {
+		t.Errorf("the next one: %v", err)
+	}
+	if err := shared.Close(); err == nil {
+		t.Error("all was kept")
+	}
 }
 
 func waitFor(t *testing.T, ok func() bool) {
