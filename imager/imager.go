@@ -22,10 +22,10 @@ type Source interface {
 // Framed is a source that has chunks in zstd frames, which can be sent as they are.
 type Framed interface {
 	Source
-	// Frames finds the frames all of whose chunks are among ids, and returns the
-	// chunks of each; rest is what is in none.
-	Frames(ctx context.Context, ids []digest.ID) (whole [][]entry.Chunk, rest []digest.ID, err error)
-	// Frame appends to into one of them, verified.
+	// Frames finds the frames most of which is among ids, and returns those chunks
+	// of each; rest is what is in none.
+	Frames(ctx context.Context, ids []digest.ID) (frames [][]entry.Chunk, rest []digest.ID, err error)
+	// Frame appends to into a frame of such chunks, verified.
 	Frame(ctx context.Context, chunks []entry.Chunk, into []byte) ([]byte, error)
 }
 

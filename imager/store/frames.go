@@ -7,6 +7,7 @@ import (
 	"io"
 	"iter"
 	"slices"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -14,10 +15,10 @@ import (
 	"ingot/internal/entry"
 )
 
-// Frames finds the frames all of whose chunks are among ids, and returns the
-// chunks of each in their order; rest is those of ids that are in no such
-// frame, each once. A chunk that the store lacks gives ErrMissing.
-func (s *Store) Frames(ctx context.Context, ids []digest.ID) (whole [][]entry.Chunk, rest []digest.ID, err error) {
+// Frames finds the frames of whose content at least half is among ids, and
+// returns those chunks of each in their order; rest is those of ids that are in
+// no such frame, each once. A chunk that the store lacks gives ErrMissing.
+func (s *Store) Frames(ctx context.Context, ids []digest.ID) (frames [][]entry.Chunk, rest []digest.ID, err error) {
 	locs, err := s.Locate(ctx, ids)
 	if err != nil {
 		return nil, nil, fmt.Errorf("find chunks: %w", err)
@@ -30,20 +31,20 @@ func (s *Store) Frames(ctx context.Context, ids []digest.ID) (whole [][]entry.Ch
 			chunks = append(chunks, entry.Chunk{ID: x.Chunks[i].ID, Size: x.Chunks[i].Size})
 			size += x.Chunks[i].Size
 		}
-		if size == x.Frames[frame].Raw {
-			whole = append(whole, chunks)
+		if size >= x.Frames[frame].Raw/2 {
+			frames = append(frames, chunks)
 			continue
 		}
 		for _, c := range chunks {
 			rest = append(rest, c.ID)
 		}
 	}
-	return whole, rest, nil
+	return frames, rest, nil
 }
 
 // Frame appends to into a zstd frame that holds chunks one after another,
-// verified. It is one of Frames, or made anew where that has moved. Damage is
-// a *CorruptError.
+// verified: as it is stored, where all of that frame is asked for, or made as
+// the store would make it. Damage is a *CorruptError.
 func (s *Store) Frame(ctx context.Context, chunks []entry.Chunk, into []byte) ([]byte, error) {
 	ids := make([]digest.ID, len(chunks))
 	for i, c := range chunks {
@@ -53,7 +54,7 @@ func (s *Store) Frame(ctx context.Context, chunks []entry.Chunk, into []byte) ([
 	if err != nil {
 		return nil, fmt.Errorf("read a frame: %w", err)
 	}
-	if x := IndexOf(locs); len(x.Frames) == 1 && slices.EqualFunc(x.Chunks, chunks, func(a ChunkRef, b entry.Chunk) bool { return a.ID == b.ID && a.Size == b.Size }) {
+	if x := IndexOf(locs); len(x.Frames) == 1 && sizeOf(chunks) == x.Frames[0].Raw && slices.EqualFunc(x.Chunks, chunks, func(a ChunkRef, b entry.Chunk) bool { return a.ID == b.ID && a.Size == b.Size }) {
 		return s.stored(ctx, x, into)
 	}
 	return s.pack(ctx, ids, into)
@@ -83,13 +84,28 @@ func (s *Store) stored(ctx context.Context, x *Index, into []byte) ([]byte, erro
 
 // pack appends a new frame.
 func (s *Store) pack(ctx context.Context, ids []digest.ID, into []byte) ([]byte, error) {
+	var mu sync.Mutex
+	data := make(map[digest.ID][]byte, len(ids))
+	if err := s.Fetch(ctx, ids, func(id digest.ID, b []byte) error {
+		mu.Lock()
+		defer mu.Unlock()
+		data[id] = slices.Clone(b)
+		return nil
+	}); err != nil {
+		return nil, err
+	}
 	var raw []byte
 	for _, id := range ids {
-		if err := s.Fetch(ctx, []digest.ID{id}, func(_ digest.ID, data []byte) error { raw = append(raw, data...); return nil }); err != nil {
-			return nil, err
-		}
+		raw = append(raw, data[id]...)
 	}
 	return s.enc.EncodeAll(raw, into), nil
+}
+
+func sizeOf(chunks []entry.Chunk) (n uint32) {
+	for _, c := range chunks {
+		n += c.Size
+	}
+	return n
 }
 
 func cutShort(pack digest.ID, off int64, err error) error {
