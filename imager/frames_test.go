@@ -1,7 +1,12 @@
 package imager
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -9,6 +14,7 @@ import (
 	"ingot/imager/wire"
 	"ingot/internal/digest"
 	"ingot/internal/entry"
+	"ingot/internal/manifest"
 )
 
 // framed is a store that counts how often each frame, and each other chunk, is read.
@@ -20,7 +26,7 @@ type framed struct {
 	asked  map[digest.ID]bool // whether it is in a frame
 }
 
-func (s *framed) Frames(ctx context.Context, ids []digest.ID) (whole [][]entry.Chunk, rest []digest.ID, err error) {
+func (s *framed) Frames(ctx context.Context, ids []digest.ID) (frames [][]entry.Chunk, rest []digest.ID, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, id := range ids {
@@ -45,13 +51,10 @@ func (s *framed) Fetch(ctx context.Context, ids []digest.ID, fn func(digest.ID, 
 	return s.Store.Fetch(ctx, ids, fn)
 }
 
-// What nodes want frames of is read and checked once, and sent as the store has
-// it, or would: each node has a part of one frame replaced. What is one node's
-// own is in nothing shared.
-func TestFramesOfTheStoreAreSentAsTheyAre(t *testing.T) {
-	image, content := fleetImage(60, 500)
-	mem := store.NewMem()
-	w, err := mem.NewWriter(t.Context())
+// fill puts the content of an image into s.
+func fill(t *testing.T, s *store.Store, image *manifest.Manifest, content *counted) {
+	t.Helper()
+	w, err := s.NewWriter(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,6 +66,15 @@ func TestFramesOfTheStoreAreSentAsTheyAre(t *testing.T) {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// What nodes want frames of is read and checked once, and sent as the store has
+// it, or would: each node has a part of one frame replaced. What is one node's
+// own is in nothing shared.
+func TestFramesOfTheStoreAreSentAsTheyAre(t *testing.T) {
+	image, content := fleetImage(60, 500)
+	mem := store.NewMem()
+	fill(t, mem, image, content)
 	for _, tc := range []struct {
 		nodes  int
 		shared bool
@@ -93,6 +105,51 @@ func TestFramesOfTheStoreAreSentAsTheyAre(t *testing.T) {
 			if content.chunks[id] == nil {
 				t.Errorf("%d nodes: chunk %s is a node's own", tc.nodes, id.Short())
 			}
+		}
+		if err := shared.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// Damage of the store ends the push with where it is, whether the frame is
+// wanted whole or in part; nothing of it reaches a node.
+func TestDamagedFrameIsNotSent(t *testing.T) {
+	image, content := fleetImage(30, 900)
+	dir := filepath.Join(t.TempDir(), "store")
+	s, err := store.Init(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill(t, s, image, content)
+	packs, err := filepath.Glob(dir + "/packs/*/*")
+	if err != nil || len(packs) != 1 {
+		t.Fatalf("packs %v: %v", packs, err)
+	}
+	good, err := os.ReadFile(packs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		at     int
+		shared bool
+	}{"of a part": {1000, true}, "whole": {len(good) / 2, true}, "for one node": {len(good) / 2, false}} {
+		bad := bytes.Clone(good)
+		bad[tc.at] ^= 16
+		if err := errors.Join(os.Chmod(packs[0], 0o600), os.WriteFile(packs[0], bad, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		var shared *Shared
+		if tc.shared {
+			shared = sharedOf(image, s, t.TempDir())
+		}
+		_, pushed, asked := pushOver(t.Context(), targetOf(t, image, s, shared, 1), wire.Kept{}, all)
+		var corrupt *store.CorruptError
+		if !errors.As(pushed, &corrupt) || !strings.Contains(pushed.Error(), "pack "+filepath.Base(packs[0])) {
+			t.Errorf("%s: %v", name, pushed)
+		}
+		if asked == nil || strings.Contains(asked.Error(), "its content is") {
+			t.Errorf("%s: the node says %v", name, asked)
 		}
 		if err := shared.Close(); err != nil {
 			t.Error(err)

@@ -85,9 +85,9 @@ func (g *giver) answer(ctx context.Context, f wire.Frame) error {
 
 // own sends what is not shared.
 func (g *giver) own(ctx context.Context, to *wire.Stream, ids []digest.ID) error {
-	whole, ids, err := framesOf(ctx, g.source, ids)
+	frames, ids, err := framesOf(ctx, g.source, ids)
 	if err == nil {
-		err = wire.InOrder(len(whole), func(i int) ([]byte, error) { return packed(ctx, g.source, whole[i], nil) }, to.Splice)
+		err = wire.InOrder(len(frames), func(i int) ([]byte, error) { return packed(ctx, g.source, frames[i], nil) }, to.Splice)
 	}
 	if err != nil || len(ids) == 0 {
 		return err
@@ -95,23 +95,23 @@ func (g *giver) own(ctx context.Context, to *wire.Stream, ids []digest.ID) error
 	return g.shared.few(ctx, to, g.source, ids)
 }
 
-// framesOf finds what can be sent as source has it.
-func framesOf(ctx context.Context, source Source, ids []digest.ID) (whole [][]entry.Chunk, rest []digest.ID, err error) {
+// framesOf finds what can be sent as frames of source: see Framed.
+func framesOf(ctx context.Context, source Source, ids []digest.ID) (frames [][]entry.Chunk, rest []digest.ID, err error) {
 	f, ok := source.(Framed)
 	if !ok || len(ids) == 0 {
 		return nil, ids, nil
 	}
-	if whole, rest, err = f.Frames(ctx, ids); err != nil {
+	if frames, rest, err = f.Frames(ctx, ids); err != nil {
 		return nil, nil, err
 	}
-	whole = slices.DeleteFunc(whole, func(chunks []entry.Chunk) bool {
+	frames = slices.DeleteFunc(frames, func(chunks []entry.Chunk) bool {
 		if len(chunks) <= wire.MaxListed {
 			return false
 		}
 		rest = append(rest, idsOf(chunks)...)
 		return true
 	})
-	return whole, rest, nil
+	return frames, rest, nil
 }
 
 // packed appends to into what sends a frame of source.

@@ -87,7 +87,7 @@ func (l Layered) Fetch(ctx context.Context, ids []digest.ID, fn func(digest.ID, 
 }
 
 // Frames implements Framed.
-func (l Layered) Frames(ctx context.Context, ids []digest.ID) (whole [][]entry.Chunk, rest []digest.ID, err error) {
+func (l Layered) Frames(ctx context.Context, ids []digest.ID) (frames [][]entry.Chunk, rest []digest.ID, err error) {
 	var below []digest.ID
 	for _, id := range ids {
 		if _, ok := l.Data[id]; ok {
@@ -96,8 +96,8 @@ func (l Layered) Frames(ctx context.Context, ids []digest.ID) (whole [][]entry.C
 			below = append(below, id)
 		}
 	}
-	whole, others, err := framesOf(ctx, l.Below, below)
-	return whole, append(rest, others...), err
+	frames, others, err := framesOf(ctx, l.Below, below)
+	return frames, append(rest, others...), err
 }
 
 // Frame implements Framed.

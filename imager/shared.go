@@ -82,26 +82,32 @@ func (s *Shared) give(ctx context.Context, to *wire.Stream, ids []digest.ID) (ot
 		return nil, err
 	}
 	ids, others = split(ids, image.at)
-	whole, ids, err := framesOf(ctx, s.source, ids)
+	frames, ids, err := framesOf(ctx, s.source, ids)
 	if err != nil {
 		return nil, err
 	}
+	var pieces []piece
+	for _, chunks := range frames {
+		pieces = append(pieces, piece{idsOf(chunks), func(ctx context.Context, into []byte) ([]byte, error) {
+			return packed(ctx, s.source, chunks, into)
+		}})
+	}
+	for _, ids := range image.segments(ids, s.least) {
+		pieces = append(pieces, piece{ids, func(ctx context.Context, into []byte) ([]byte, error) {
+			return s.segment(ctx, s.source, ids, into)
+		}})
+	}
 	ctx, stop := context.WithCancel(ctx) // for those that are made in advance
 	defer stop()
-	splice := func(made []byte) error { return guarded(func() error { return to.Splice(made) }) }
-	if err := wire.InOrder(len(whole), func(i int) ([]byte, error) {
-		return s.answers.get(ctx, keyOf(idsOf(whole[i])), func(ctx context.Context, into []byte) ([]byte, error) {
-			return packed(ctx, s.source, whole[i], into)
-		})
-	}, splice); err != nil {
-		return nil, err
-	}
-	segments, _ := image.segments(ids, s.least)
-	return others, wire.InOrder(len(segments), func(i int) ([]byte, error) {
-		return s.answers.get(ctx, keyOf(segments[i]), func(ctx context.Context, into []byte) ([]byte, error) {
-			return s.segment(ctx, s.source, segments[i], into)
-		})
-	}, splice)
+	return others, wire.InOrder(len(pieces),
+		func(i int) ([]byte, error) { return s.answers.get(ctx, keyOf(pieces[i].ids), pieces[i].make) },
+		func(made []byte) error { return guarded(func() error { return to.Splice(made) }) })
+}
+
+// piece is chunks that are sent as one answer, and what makes it.
+type piece struct {
+	ids  []digest.ID
+	make producer
 }
 
 // maxFew is how many chunks are compressed in one piece, which is in memory.
@@ -186,15 +192,11 @@ const leastSegment = 12 << 20
 
 // segments cuts what is asked for of an image into segments, in its order.
 // Where one ends its last chunk decides: nodes that ask for almost the same
-// have almost all of their segments in common. What is not of the image is apart.
-func (l chunkList) segments(ids []digest.ID, least uint64) (out [][]digest.ID, others []digest.ID) {
+// have almost all of their segments in common. All of ids are of the image.
+func (l chunkList) segments(ids []digest.ID, least uint64) (out [][]digest.ID) {
 	asked := make([]bool, len(l.all))
 	for _, id := range ids {
-		if n, ok := l.at[id]; ok {
-			asked[n] = true
-		} else {
-			others = append(others, id)
-		}
+		asked[l.at[id]] = true
 	}
 	var segment []digest.ID
 	size := uint64(0)
@@ -212,5 +214,5 @@ func (l chunkList) segments(ids []digest.ID, least uint64) (out [][]digest.ID, o
 	if len(segment) > 0 {
 		out = append(out, segment)
 	}
-	return out, others
+	return out
 }

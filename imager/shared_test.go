@@ -401,8 +401,8 @@ func TestSegmentsOfAlmostTheSame(t *testing.T) {
 	keys := func(ids []digest.ID) map[digest.ID]bool {
 		out := map[digest.ID]bool{}
 		n := 0
-		segments, others := l.segments(append(slices.Clone(ids), ids[0], digest.ID{1}), leastSegment)
-		for _, s := range segments {
+		ours, others := split(append(slices.Clone(ids), ids[0], digest.ID{1}), l.at)
+		for _, s := range l.segments(ours, leastSegment) {
 			out[keyOf(s)] = true
 			n += len(s)
 			var size int

@@ -2,8 +2,10 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"runtime"
 	"slices"
 	"sync"
@@ -226,6 +228,32 @@ func (f *Fetcher) unpack(dec *zstd.Decoder, j job, fn func(digest.ID, []byte) er
 	}
 	j.buf.raw, err = unpack(dec, fmt.Sprintf("pack %s, frame at %d", j.pack.ID, fr.Off), j.buf.packed, j.buf.raw, fr.Raw, wanted, fn)
 	return err
+}
+
+func cutShort(pack digest.ID, off int64, err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = fmt.Errorf("the pack ends early: %w", io.ErrUnexpectedEOF)
+	}
+	return fmt.Errorf("read pack %s, frame at %d: %w", pack.Short(), off, err)
+}
+
+// unpack decompresses a frame of size bytes into buf, which it may grow and
+// returns, and calls fn for chunks in it, verified.
+func unpack(dec *zstd.Decoder, where string, packed, buf []byte, size uint32, chunks iter.Seq[ChunkRef], fn func(digest.ID, []byte) error) ([]byte, error) {
+	raw, err := inflate(dec, packed, buf, size)
+	for c := range chunks {
+		if err != nil {
+			return buf, &CorruptError{ID: c.ID, Where: where, Err: err}
+		}
+		data := raw[c.Off : c.Off+c.Size : c.Off+c.Size]
+		if got := digest.Of(data); got != c.ID {
+			return raw, &CorruptError{ID: c.ID, Got: got, Where: fmt.Sprintf("%s, chunk at %d", where, c.Off)}
+		}
+		if err := fn(c.ID, data); err != nil {
+			return raw, err
+		}
+	}
+	return raw, err
 }
 
 // Fetch calls fn for each distinct one of ids as Fetcher.Fetch does, from the

@@ -2,14 +2,10 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"iter"
 	"slices"
 	"sync"
-
-	"github.com/klauspost/compress/zstd"
 
 	"ingot/internal/digest"
 	"ingot/internal/entry"
@@ -46,10 +42,7 @@ func (s *Store) Frames(ctx context.Context, ids []digest.ID) (frames [][]entry.C
 // verified: as it is stored, where all of that frame is asked for, or made as
 // the store would make it. Damage is a *CorruptError.
 func (s *Store) Frame(ctx context.Context, chunks []entry.Chunk, into []byte) ([]byte, error) {
-	ids := make([]digest.ID, len(chunks))
-	for i, c := range chunks {
-		ids[i] = c.ID
-	}
+	ids := chunkIDs(chunks)
 	locs, err := s.Locate(ctx, ids)
 	if err != nil {
 		return nil, fmt.Errorf("read a frame: %w", err)
@@ -57,7 +50,7 @@ func (s *Store) Frame(ctx context.Context, chunks []entry.Chunk, into []byte) ([
 	if x := IndexOf(locs); len(x.Frames) == 1 && sizeOf(chunks) == x.Frames[0].Raw && slices.EqualFunc(x.Chunks, chunks, func(a ChunkRef, b entry.Chunk) bool { return a.ID == b.ID && a.Size == b.Size }) {
 		return s.stored(ctx, x, into)
 	}
-	return s.pack(ctx, ids, into)
+	return s.pack(ctx, chunks, into)
 }
 
 // stored appends the only frame of x, which it has whole.
@@ -83,7 +76,8 @@ func (s *Store) stored(ctx context.Context, x *Index, into []byte) ([]byte, erro
 }
 
 // pack appends a new frame.
-func (s *Store) pack(ctx context.Context, ids []digest.ID, into []byte) ([]byte, error) {
+func (s *Store) pack(ctx context.Context, chunks []entry.Chunk, into []byte) ([]byte, error) {
+	ids := chunkIDs(chunks)
 	var mu sync.Mutex
 	data := make(map[digest.ID][]byte, len(ids))
 	if err := s.Fetch(ctx, ids, func(id digest.ID, b []byte) error {
@@ -94,11 +88,19 @@ func (s *Store) pack(ctx context.Context, ids []digest.ID, into []byte) ([]byte,
 	}); err != nil {
 		return nil, err
 	}
-	var raw []byte
+	raw := make([]byte, 0, sizeOf(chunks))
 	for _, id := range ids {
 		raw = append(raw, data[id]...)
 	}
 	return s.enc.EncodeAll(raw, into), nil
+}
+
+func chunkIDs(chunks []entry.Chunk) []digest.ID {
+	ids := make([]digest.ID, len(chunks))
+	for i, c := range chunks {
+		ids[i] = c.ID
+	}
+	return ids
 }
 
 func sizeOf(chunks []entry.Chunk) (n uint32) {
@@ -106,30 +108,4 @@ func sizeOf(chunks []entry.Chunk) (n uint32) {
 		n += c.Size
 	}
 	return n
-}
-
-func cutShort(pack digest.ID, off int64, err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		err = fmt.Errorf("the pack ends early: %w", io.ErrUnexpectedEOF)
-	}
-	return fmt.Errorf("read pack %s, frame at %d: %w", pack.Short(), off, err)
-}
-
-// unpack decompresses a frame of size bytes into buf, which it may grow and
-// returns, and calls fn for chunks in it, verified.
-func unpack(dec *zstd.Decoder, where string, packed, buf []byte, size uint32, chunks iter.Seq[ChunkRef], fn func(digest.ID, []byte) error) ([]byte, error) {
-	raw, err := inflate(dec, packed, buf, size)
-	for c := range chunks {
-		if err != nil {
-			return buf, &CorruptError{ID: c.ID, Where: where, Err: err}
-		}
-		data := raw[c.Off : c.Off+c.Size : c.Off+c.Size]
-		if got := digest.Of(data); got != c.ID {
-			return raw, &CorruptError{ID: c.ID, Got: got, Where: fmt.Sprintf("%s, chunk at %d", where, c.Off)}
-		}
-		if err := fn(c.ID, data); err != nil {
-			return raw, err
-		}
-	}
-	return raw, err
 }

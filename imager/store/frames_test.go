@@ -14,13 +14,6 @@ import (
 	"ingot/internal/entry"
 )
 
-func listIDs(chunks []entry.Chunk) (ids []digest.ID) {
-	for _, c := range chunks {
-		ids = append(ids, c.ID)
-	}
-	return ids
-}
-
 // holds checks that a frame is of these chunks.
 func holds(t *testing.T, s *Store, chunks []entry.Chunk, data map[digest.ID][]byte) {
 	t.Helper()
@@ -82,7 +75,7 @@ func TestFrames(t *testing.T) {
 			t.Fatalf("without a chunk: %d of %d frames, %d apart, %v", len(fewer), len(whole), len(rest), err)
 		}
 		holds(t, s, fewer[1], data)
-		few := listIDs(whole[1])[:len(whole[1])/4]
+		few := chunkIDs(whole[1])[:len(whole[1])/4]
 		if none, rest, err := s.Frames(t.Context(), few); err != nil || len(none) > 0 || !slices.Equal(rest, few) {
 			t.Errorf("a quarter of a frame: %d frames, %d apart, %v", len(none), len(rest), err)
 		}

@@ -29,6 +29,17 @@ func noise(seed uint64, n int) []byte {
 // ask fetches chunks that the other end has.
 func ask(t *testing.T, a, b *Conn, data ...[]byte) {
 	t.Helper()
+	answered(t, a, b, data, func(s *Stream) (err error) {
+		for _, d := range data {
+			err = errors.Join(err, s.Add(digest.Of(d), d))
+		}
+		return err
+	})
+}
+
+// answered fetches chunks, which the other end sends by answer.
+func answered(t *testing.T, a, b *Conn, data [][]byte, answer func(s *Stream) error) {
+	t.Helper()
 	var ids []digest.ID
 	for _, d := range data {
 		ids = append(ids, digest.Of(d))
@@ -39,10 +50,7 @@ func ask(t *testing.T, a, b *Conn, data ...[]byte) {
 		if err == nil {
 			_, err = b.IDs(f)
 		}
-		for i, d := range data {
-			err = errors.Join(err, b.Stream().Add(ids[i], d))
-		}
-		errs <- errors.Join(err, b.Stream().End())
+		errs <- errors.Join(err, answer(b.Stream()), b.Stream().End())
 	}()
 	n := 0
 	err := Puller{a}.Fetch(t.Context(), ids, func(id digest.ID, d []byte) error {
@@ -203,26 +211,9 @@ func TestSplice(t *testing.T) {
 	for range 2 { // connections
 		a, b := pair(t)
 		for range 3 { // questions
-			go func() {
-				f, err := b.Next(nil)
-				if err == nil {
-					_, err = b.IDs(f)
-				}
-				s := b.Stream()
-				err = errors.Join(err, s.Splice(segments[0]), s.Add(digest.Of(own[0]), own[0]), s.Splice(segments[1]), s.Splice(segments[2]), s.Add(digest.Of(own[1]), own[1]), s.End())
-				if err != nil {
-					t.Error(err)
-				}
-			}()
-			var ids []digest.ID
-			for _, d := range append(data, own...) {
-				ids = append(ids, digest.Of(d))
-			}
-			n := 0
-			err := Puller{a}.Fetch(t.Context(), ids, func(id digest.ID, d []byte) error { n++; return nil })
-			if err != nil || n != len(ids) {
-				t.Fatalf("%d of %d chunks: %v", n, len(ids), err)
-			}
+			answered(t, a, b, slices.Concat(data, own), func(s *Stream) error {
+				return errors.Join(s.Splice(segments[0]), s.Add(digest.Of(own[0]), own[0]), s.Splice(segments[1]), s.Splice(segments[2]), s.Add(digest.Of(own[1]), own[1]))
+			})
 		}
 	}
 }
@@ -255,28 +246,12 @@ func TestPacked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var ids []digest.ID
-	for _, d := range append(data, own...) {
-		ids = append(ids, digest.Of(d))
-	}
 	a, b := pair(t)
 	for range 2 { // questions
-		go func() {
-			f, err := b.Next(nil)
-			if err == nil {
-				_, err = b.IDs(f)
-			}
-			s := b.Stream()
-			err = errors.Join(err, s.Splice(frames[0]), s.Add(digest.Of(own[0]), own[0]), s.Splice(frames[1]), s.Splice(segment), s.Splice(frames[2]), s.Add(digest.Of(own[1]), own[1]))
-			if err = errors.Join(err, s.Splice(frames[3]), s.Splice(frames[4]), s.End()); err != nil {
-				t.Error(err)
-			}
-		}()
-		n := 0
-		err := Puller{a}.Fetch(t.Context(), ids, func(id digest.ID, d []byte) error { n++; return nil })
-		if err != nil || n != len(ids) {
-			t.Fatalf("%d of %d chunks: %v", n, len(ids), err)
-		}
+		answered(t, a, b, slices.Concat(data, own), func(s *Stream) error {
+			err := errors.Join(s.Splice(frames[0]), s.Add(digest.Of(own[0]), own[0]), s.Splice(frames[1]), s.Splice(segment), s.Splice(frames[2]))
+			return errors.Join(err, s.Add(digest.Of(own[1]), own[1]), s.Splice(frames[3]), s.Splice(frames[4]))
+		})
 	}
 }
 
