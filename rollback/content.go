@@ -107,9 +107,13 @@ func holds(f *os.File, size int64, e *entry.Entry, buf *readBuf) (bool, error) {
 	return true, nil
 }
 
+// cutShort reports whether an error is that of a file that became shorter while
+// it was read.
+func cutShort(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) }
+
 // shortIsFalse: a file that became shorter while it was read just differs.
 func shortIsFalse(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	if cutShort(err) {
 		return nil
 	}
 	return err

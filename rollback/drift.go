@@ -147,11 +147,14 @@ func (n *Node) stateOf(it *item) (digest.ID, error) {
 	if e.Type == entry.File {
 		if !it.described { // a manifest may have cut it in its own way
 			f, err := n.openFile(it.Path)
-			if err != nil {
-				return digest.ID{}, err
+			if err == nil {
+				defer f.Close()
+				err = describe(f, it.stat.Size, &e, &readBuf{})
 			}
-			defer f.Close()
-			if err := describe(f, it.stat.Size, &e, &readBuf{}); err != nil {
+			if noFile(err) || cutShort(err) {
+				err = fmt.Errorf("%w: %w", ErrChanged, err)
+			}
+			if err != nil {
 				return digest.ID{}, err
 			}
 		}

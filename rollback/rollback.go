@@ -76,6 +76,8 @@ var (
 	ErrVolume = errors.New("a file system is not there")
 	// ErrCorrupt: a file of .ingot cannot be understood.
 	ErrCorrupt = errors.New("corrupt")
+
+	errNoFile = errors.New("not a regular file")
 )
 
 // Source delivers chunks that the node does not have. Fetch calls fn once for
@@ -210,9 +212,16 @@ func (n *Node) openFile(path string) (*os.File, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		unix.Close(fd)
-		return nil, fmt.Errorf("open %q: not a regular file", path)
+		return nil, fmt.Errorf("open %q: %w", path, errNoFile)
 	}
 	return os.NewFile(uintptr(fd), path), nil
+}
+
+// noFile reports whether an error of openFile is that of a path at which there
+// is none, or something that is no regular file.
+func noFile(err error) bool {
+	return notThere(err) || errors.Is(err, errNoFile) ||
+		errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EXDEV) || errors.Is(err, unix.ENXIO) // a link, or below one; a socket
 }
 
 // exists reports whether path is there, whatever it is. Where that cannot be

@@ -3,11 +3,14 @@ package rollback
 import (
 	"context"
 	"fmt"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"ingot/internal/entry"
 )
@@ -103,6 +106,7 @@ func (s *scanner) scan(ctx context.Context, sc *scope) (*live, error) {
 	if err := s.contents(ctx, l); err != nil {
 		return nil, fmt.Errorf("scan the tree: %w", err)
 	}
+	l.items = slices.DeleteFunc(l.items, func(it *item) bool { return it.Entry == nil })
 	return l, nil
 }
 
@@ -189,13 +193,51 @@ func sameBytes(a, b *entry.Entry) (same, known bool) {
 	return false, true
 }
 
-// content reads one file and compares it with both manifests.
+// content reads one file and compares it with both manifests. One that is gone
+// by now, or something else, leaves a gap: it might as well have gone before it
+// was listed, and the switch sees what is there instead. One that gets shorter
+// all the time gives ErrChanged.
 func (s *scanner) content(it *item, buf *readBuf) error {
 	f, err := s.n.openFile(it.Path)
+	if noFile(err) {
+		it.Entry = nil
+		return nil
+	}
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	for try := 0; ; try++ {
+		if err := it.refresh(f); err != nil {
+			return err
+		}
+		err := s.compare(f, it, buf)
+		switch {
+		case !cutShort(err):
+			return err
+		case try == 3:
+			return fmt.Errorf("%w: %w", ErrChanged, err)
+		}
+	}
+}
+
+// refresh makes it what f is, if that is another file than was listed, or in
+// another state.
+func (it *item) refresh(f *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil || entry.StatOf(&st) == it.stat {
+		return err
+	}
+	e, now, err := entry.ReadFd(int(f.Fd()))
+	if err != nil {
+		return err
+	}
+	e.Path = it.Path
+	it.Entry, it.stat, it.sameBase, it.sameTarget = &e, now, false, false
+	return nil
+}
+
+func (s *scanner) compare(f *os.File, it *item, buf *readBuf) (err error) {
 	try := func(x *index, e *entry.Entry, known bool) (bool, error) {
 		if known || e == nil || e.Type != entry.File {
 			return known, nil

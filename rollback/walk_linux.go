@@ -104,7 +104,11 @@ func (w *walker) dir(k *looker, v visit) error {
 	if err := w.ctx.Err(); err != nil {
 		return err
 	}
-	if err := k.Names.Read(v.fd); err != nil {
+	err := k.Names.Read(v.fd)
+	if notThere(err) {
+		return nil // removed since it was opened
+	}
+	if err != nil {
 		return fmt.Errorf("list %q: %w", path, err)
 	}
 	if v.rules.covers(path) {
@@ -172,6 +176,9 @@ func (w *walker) read(k *looker, fd int, i entry.Name, dir string, base int, rul
 		it.Entry = it.base
 	default:
 		e, st, err := entry.ReadAt(fd, nameOf(path))
+		if errors.Is(err, entry.ErrSocket) { // since it was looked at
+			return w.read(k, fd, i, dir, base, rules, dev)
+		}
 		if err != nil {
 			return item{}, fmt.Errorf("%q: %w", path, err)
 		}

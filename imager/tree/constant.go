@@ -270,7 +270,12 @@ func (l *looker) dir(names *entry.Names, n int) error {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := names.Read(fd); err != nil {
+	err = names.Read(fd)
+	if replaced(err) { // since it was opened
+		l.differs(path)
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	loose := c.hidden[n] || l.anyLeftOut(path)

@@ -207,15 +207,15 @@ func (s *scanner) work() {
 // dir reads what is in d.
 func (s *scanner) dir(names *entry.Names, d *found) error {
 	fd, err := openPlain(s.root, d.Path, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err == nil {
+		defer unix.Close(fd)
+		err = names.Read(fd)
+	}
 	if replaced(err) && d.Path != "." {
 		s.c.suspect()
 		return nil // since its parent was read; it stays, empty, as it was then, until the second look
 	}
 	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if err := names.Read(fd); err != nil {
 		return err
 	}
 	d.inside = make([]found, 0, len(names.All))
@@ -321,7 +321,7 @@ func mountID(dirfd int, name string, flags int) (uint64, bool) {
 	return st.Mnt_id, true
 }
 
-// replaced reports whether an error of openPlain is that of a path that is gone,
+// replaced reports whether an error of openPlain, or of listing, is that of a path that is gone,
 // or of which a directory has become something else.
 func replaced(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)

@@ -47,6 +47,7 @@ func (n *Names) Set(s string) {
 }
 
 // Read reads the names in the directory that is open at fd (getdents64(2)).
+// One that was removed since it was opened gives ENOENT.
 func (n *Names) Read(fd int) error {
 	n.text, n.All = n.text[:0], n.All[:0]
 	for {

@@ -20,7 +20,8 @@ var ErrSocket = errors.New("is a socket")
 // ReadAt reads the metadata of name in the directory dirfd, without following
 // a symbolic link: everything but Path, Link, Holes and Chunks. It needs /proc
 // (xattrs have no *at calls before Linux 6.13). dirfd may be unix.AT_FDCWD.
-// A socket gives ErrSocket.
+// A socket gives ErrSocket; a symbolic link that is replaced while it is read
+// is gone (fs.ErrNotExist).
 func ReadAt(dirfd int, name string) (Entry, Stat, error) { return ReadKnownAt(dirfd, name, nil) }
 
 // ReadKnownAt is ReadAt where the extended attributes of a regular file may
@@ -35,7 +36,11 @@ func ReadKnownAt(dirfd int, name string, known func(Stat) ([]Xattr, bool)) (Entr
 		return Entry{}, Stat{}, fmt.Errorf("read %q: %w", name, err)
 	}
 	if e.Type == Symlink {
-		if e.Target, err = readlinkAt(dirfd, name, st.Size); err != nil {
+		e.Target, err = readlinkAt(dirfd, name, st.Size)
+		if errors.Is(err, unix.EINVAL) { // it is none now (readlink(2))
+			err = unix.ENOENT
+		}
+		if err != nil {
 			return Entry{}, Stat{}, fmt.Errorf("read link %q: %w", name, err)
 		}
 	}
